@@ -1,0 +1,1 @@
+"""Training of the networks in `stages/networks`: data, losses, the loop, and one script per network."""

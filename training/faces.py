@@ -1,0 +1,152 @@
+"""Faces to train on: any Parquet file or folder of pictures, cut once into a packed array that is read at memory speed.
+
+A pack is a folder with `images.npy` (N, 168, 168, 3) uint8 RGB and `index.npz`. Each picture is the canonical 128 px
+frame with a margin of 20 px all round, so that a training sample can be shifted, scaled and rolled without running out
+of picture.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from landmarks.alignment import apply, similarity, warp
+from landmarks.alignment import canonical_points
+from landmarks.scheme import POINT_COUNT, five_points
+
+PACK_SIZE, MARGIN = 168, 20  # px; 20 covers 3 px of shift, 8 % of scale and 8 degrees of roll at the corners
+PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+VALIDATION_LIST = Path(__file__).with_name("validation_ids.txt")
+
+
+def content_id(data: bytes) -> str:
+    """Name of a picture that has none: the first 16 hex digits of its SHA-256."""
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Packed faces in memory-mapped form.
+
+    Attributes:
+        images: (N, 168, 168, 3) uint8 RGB, canonical frame plus margin.
+        landmarks: (N, 68, 2) float32, pixels of the packed picture; NaN where unknown.
+        corners: (N, 4, 2) float32, the source picture's corners in packed pixels: outside them the content is reflected.
+        descriptor: (N, 128) float32 identity descriptor of the original; NaN where unknown.
+        ids, groups, sets: (N,) strings; `groups` is the person where known, else the id: what a split must not cut.
+        validation: (N,) bool, True for the fixed part never trained on.
+    """
+
+    images: np.ndarray
+    landmarks: np.ndarray
+    corners: np.ndarray
+    descriptor: np.ndarray
+    ids: np.ndarray
+    groups: np.ndarray
+    sets: np.ndarray
+    validation: np.ndarray
+
+    @staticmethod
+    def open(folder: Path) -> "Pack":
+        index = np.load(folder / "index.npz", allow_pickle=False)
+        return Pack(images=np.load(folder / "images.npy", mmap_mode="r"), **{k: index[k] for k in index.files})
+
+
+def _cut(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Cut one face; returns packed picture, landmarks and source corners, or None where nothing can be decoded."""
+    try:
+        picture = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]))).convert("RGB"))
+    except (OSError, ValueError):
+        return None
+    height, width = picture.shape[:2]
+    corners = np.array([(-0.5, -0.5), (width - 0.5, -0.5), (width - 0.5, height - 0.5), (-0.5, height - 0.5)])
+    if row["landmarks"] is not None:
+        points = np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2)
+        matrix = similarity(five_points(points), canonical_points(128) + MARGIN)
+    else:  # a tight crop without landmarks: taken as it stands, the picture filling the canonical frame
+        points = np.full((POINT_COUNT, 2), np.nan)
+        scale = 128 / max(height, width)
+        shift = (PACK_SIZE - 1) / 2 - scale * np.array([(width - 1) / 2, (height - 1) / 2])
+        matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    return warp(picture, matrix, PACK_SIZE), apply(matrix, points), apply(matrix, corners)
+
+
+def parquet_rows(path: Path) -> Iterator[dict]:
+    """Rows of one Parquet file with at least `id` and `image`; `landmarks`, `descriptor`, `identity` where present."""
+    import pyarrow.parquet as pq
+
+    file = pq.ParquetFile(path)
+    wanted = [c for c in ("id", "image", "landmarks", "descriptor", "identity") if c in file.schema_arrow.names]
+    for batch in file.iter_batches(batch_size=256, columns=wanted):
+        for row in batch.to_pylist():
+            yield {"landmarks": None, "descriptor": None, "identity": None, "set": path.stem} | row
+
+
+def folder_rows(folder: Path) -> Iterator[dict]:
+    """Pictures of a folder (recursive), landmarks found by the dlib back end where a face is found, else none."""
+    from landmarks.backends import create
+
+    backend = create("dlib")
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS):
+        data = path.read_bytes()
+        try:
+            picture = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+        except (OSError, ValueError):
+            continue
+        faces = backend.detect(picture)
+        points = None if not faces else faces[0].landmarks.ravel()
+        yield {
+            "id": content_id(data), "image": data, "landmarks": points, "descriptor": None,
+            "identity": None, "set": folder.name,
+        }  # fmt: skip
+
+
+def in_validation(group: str, listed: frozenset[str]) -> bool:
+    """Whether a face (or person) belongs to the fixed validation part of the repository's list."""
+    return group in listed
+
+
+def build_pack(sources: Iterable[Path], folder: Path, workers: int = 2) -> Pack:
+    """Cut every face of `sources` (Parquet files or folders) into `folder`; reuse the pack if it is already there.
+
+    Raises:
+        FileNotFoundError: a source does not exist.
+    """
+    if (folder / "index.npz").exists():
+        return Pack.open(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    listed = frozenset(VALIDATION_LIST.read_text().split())
+    cut: list[np.ndarray] = []
+    columns: dict[str, list] = {k: [] for k in ("landmarks", "corners", "descriptor", "ids", "groups", "sets")}
+    cv2.setNumThreads(1)
+    with ProcessPoolExecutor(workers) as pool:
+        for source in sources:
+            if not source.exists():
+                raise FileNotFoundError(f"training data: {source} does not exist")
+            rows = list(folder_rows(source) if source.is_dir() else parquet_rows(source))
+            for row, made in zip(rows, pool.map(_cut, rows, chunksize=64), strict=True):
+                if made is None:
+                    continue
+                cut.append(made[0])
+                columns["landmarks"].append(made[1])
+                columns["corners"].append(made[2])
+                known = row["descriptor"] is not None
+                columns["descriptor"].append(row["descriptor"] if known else np.full(128, np.nan))
+                columns["ids"].append(str(row["id"]))
+                columns["groups"].append(str(row["identity"] or row["id"]))
+                columns["sets"].append(row["set"])
+    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(cut), PACK_SIZE, PACK_SIZE, 3))
+    for i, picture in enumerate(cut):
+        images[i] = picture
+    images.flush()
+    floats = {k: np.asarray(columns.pop(k), np.float32) for k in ("landmarks", "corners", "descriptor")}
+    strings = {k: np.asarray(v, dtype=str) for k, v in columns.items()}
+    validation = np.array([in_validation(g, listed) for g in strings["groups"]], dtype=bool)
+    np.savez(folder / "index.npz", **floats, **strings, validation=validation)
+    return Pack.open(folder)
