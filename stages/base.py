@@ -28,12 +28,16 @@ class Stage(ABC, Generic[ConfigT]):
         reads, writes: names of `FaceBatch` fields it needs and fields it changes; the chain checks the order with them.
         generative: True where the stage adds detail that was not in its input (a learned prior), False for pure
             resampling and measurement. Recorded in the provenance.
+        carries: fields that the stage brings along to the new size of `image` where an earlier stage wrote them.
+        accepts_px: smallest and largest side of the square face crops it takes as first stage; None = any picture.
     """
 
     Config: ClassVar[type[StageConfig]]
     reads: ClassVar[frozenset[str]]
     writes: ClassVar[frozenset[str]]
     generative: ClassVar[bool] = True
+    carries: ClassVar[frozenset[str]] = frozenset()
+    accepts_px: ClassVar[tuple[int, int] | None] = None
 
     def __init__(self, config: ConfigT, device: torch.device, precision: Precision) -> None:
         """Build the stage, loading its weights. Raises `WeightsError` where a card or a weights file is wrong."""

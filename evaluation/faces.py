@@ -1,0 +1,150 @@
+"""Faces to measure with: the validation part of Parquet sets, in the canonical frame, and thumbnails of them."""
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import cv2
+import numpy as np
+from PIL import Image, ImageOps
+
+from landmarks.alignment import CANONICAL_SIZE, apply, to_canonical, warp
+from landmarks.scheme import POINT_COUNT
+
+VALIDATION_LIST = Path(__file__).resolve().parent.parent / "training" / "validation_ids.txt"
+THUMBNAIL_SIZE = 16
+PERSON_COLUMN = "identity"  # where a set has it, a split goes by person
+
+Kernel = Literal["area", "bicubic"]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class EvaluationFace:
+    """One face in the canonical frame.
+
+    Attributes:
+        id: of the picture. group: the person where known, else the id. set: name of its Parquet file.
+        image: (128, 128, 3) uint8 RGB; what lies outside the source picture is reflected.
+        landmarks: (68, 2) float64 px of `image`, by dlib on the original; None for pictures without.
+        labels: further columns of the set (age, gender, ...), None left out.
+    """
+
+    id: str
+    group: str
+    set: str
+    image: np.ndarray
+    landmarks: np.ndarray | None
+    labels: dict[str, Any]
+
+    @property
+    def rng(self) -> np.random.Generator:
+        """A generator that depends on nothing but the id, so that order and selection change no degradation."""
+        return np.random.default_rng(int(_digest(self.id)[:16], 16))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def decode(data: bytes) -> np.ndarray:
+    """Encoded picture -> (H, W, 3) uint8 RGB, EXIF rotation applied."""
+    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+
+
+def canonical_face(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cut the canonical frame from a picture with (68, 2) landmarks; returns the 128 px crop and the points in it."""
+    matrix = to_canonical(landmarks)
+    return warp(picture, matrix, CANONICAL_SIZE), apply(matrix, landmarks)
+
+
+def whole_picture(picture: np.ndarray, size: int = CANONICAL_SIZE) -> np.ndarray:
+    """The picture as it was found, its longer side filling a square frame of `size` px; the rest is reflected."""
+    height, width = picture.shape[:2]
+    scale = size / max(height, width)
+    shift = (size - 1) / 2 - scale * np.array([(width - 1) / 2, (height - 1) / 2])
+    return warp(picture, np.array([[scale, 0, shift[0]], [0, scale, shift[1]]]), size)
+
+
+def read_validation_list(path: Path = VALIDATION_LIST) -> frozenset[str]:
+    """Ids and people never trained on, one a line."""
+    return frozenset(path.read_text(encoding="utf-8").split())
+
+
+def load_faces(
+    path: Path, listed: frozenset[str], validation: bool = True, limit: int | None = None, as_found: bool = False
+) -> list[EvaluationFace]:
+    """Faces of one Parquet file, the same ones whatever the order of its rows: those whose id hashes lowest.
+
+    Args:
+        path: columns `id`, `image` (encoded bytes), `landmarks` (136 floats or null), optional `identity` and labels.
+        listed: the validation list. validation: take what is in it, else what is not.
+        limit: at most this many. as_found: the whole picture instead of the canonical crop; landmarks are then None.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the canonical crop is asked for and a row has no landmarks.
+    """
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise FileNotFoundError(f"evaluation data: {path} does not exist")
+    names = pq.ParquetFile(path).schema_arrow.names
+    person = PERSON_COLUMN if PERSON_COLUMN in names else "id"
+    keys = pq.read_table(path, columns=["id", person]).to_pydict()
+    rows = [i for i, group in enumerate(keys[person]) if (str(group) in listed) == validation]
+    rows = sorted(rows, key=lambda i: _digest(str(keys["id"][i])))[:limit]
+    small = [n for n in names if n not in ("descriptor", "mask", "detector_score", "size")]
+    table = pq.read_table(path, columns=small).take(rows)
+    return [_face(row, path.stem, str(row[person]), as_found) for row in table.to_pylist()]
+
+
+def _face(row: dict[str, Any], set_name: str, group: str, as_found: bool) -> EvaluationFace:
+    picture = decode(row["image"])
+    labels = {k: v for k, v in row.items() if k not in ("id", "image", "landmarks") and v is not None}
+    points: np.ndarray | None = None
+    if as_found:
+        crop = whole_picture(picture)
+    elif row["landmarks"] is None:
+        raise ValueError(
+            f"{set_name}: face {row['id']} has no landmarks, so it has no canonical frame; load it as found"
+        )
+    else:
+        crop, points = canonical_face(picture, np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2))
+    return EvaluationFace(str(row["id"]), group, set_name, crop, points, labels)
+
+
+def thumbnail(image: np.ndarray, kernel: Kernel = "area", size: int = THUMBNAIL_SIZE) -> np.ndarray:
+    """Shrink a uint8 picture to (size, size[, 3]) uint8: by the mean of each cell or Pillow's antialiased bicubic."""
+    if kernel == "area":
+        return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def bicubic(image: np.ndarray, size: int = CANONICAL_SIZE) -> np.ndarray:
+    """The plain baseline: Pillow's bicubic enlargement of a uint8 picture, grey or RGB, to (size, size, 3) uint8."""
+    return np.asarray(Image.fromarray(image).convert("RGB").resize((size, size), Image.Resampling.BICUBIC))
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) uint8 luma, as Pillow's mode "L"."""
+    return np.asarray(Image.fromarray(image).convert("L"))
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3) -> (H, W, 3)."""
+    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+
+
+def to_uint8(values: np.ndarray) -> np.ndarray:
+    """Floats in [0, 1] -> uint8, as a picture file holds them."""
+    return np.clip(np.round(np.asarray(values, np.float32) * 255), 0, 255).astype(np.uint8)
+
+
+def chunks(items: Sequence[_T], size: int) -> Iterator[list[_T]]:
+    """Consecutive slices of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield list(items[start : start + size])

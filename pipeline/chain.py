@@ -1,0 +1,130 @@
+"""Build a checked chain and run batches through it."""
+
+import dataclasses
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pipeline.config import ChainConfig, ConfigError
+from stages import STAGES
+from stages.base import Precision, Stage
+from stages.batch import FaceBatch
+from stages.weights import WeightsError
+
+# Faces the networks see at once. The number never follows the run: short lots are filled up, because convolutions of
+# another batch shape may differ in the last bit, and the same face must give the same bytes in any company.
+LOT = {"cpu": 8, "cuda": 64}
+
+
+class ChainError(RuntimeError):
+    """A stage failed; the message names it, the cause is kept."""
+
+
+def pick_device(name: str) -> torch.device:
+    """The device for `auto`, `cpu` or `cuda`.
+
+    Raises:
+        ConfigError: CUDA was asked for and is not usable here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(["--device cuda: PyTorch finds no usable CUDA device here; use --device cpu"])
+    return torch.device(name)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 is a native type of the device and not an emulation slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
+    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(probe()) if probe else "AMX" in capability.upper()
+
+
+def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
+    """`auto` takes bf16 where the device computes it natively, else fp32."""
+    return ("bf16" if has_fast_bf16(device) else "fp32") if name == "auto" else name
+
+
+def join(parts: list[FaceBatch]) -> FaceBatch:
+    """Batches of equal fields and sizes, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    fields: dict[str, Any] = {}
+    for item in dataclasses.fields(FaceBatch):
+        values = [getattr(part, item.name) for part in parts]
+        if isinstance(values[0], Tensor):
+            fields[item.name] = torch.cat(values)
+        elif values[0] is not None:
+            fields[item.name] = tuple(v for value in values for v in value)
+    return FaceBatch(**fields)
+
+
+def cut(batch: FaceBatch, start: int, stop: int) -> FaceBatch:
+    """Faces `start` to `stop` of a batch."""
+    return FaceBatch(
+        **{f.name: v[start:stop] for f in dataclasses.fields(batch) if (v := getattr(batch, f.name)) is not None}
+    )
+
+
+def fill(batch: FaceBatch, count: int) -> FaceBatch:
+    """The batch, its last face repeated up to `count` faces."""
+    missing = count - len(batch)
+    return batch if missing <= 0 else join([batch] + [batch.select(len(batch) - 1)] * missing)
+
+
+class Chain:
+    """The stages of a chain, built and ready on one device.
+
+    Raises:
+        ConfigError: a stage cannot be built, for instance because its weights do not fit the network; all are named.
+    """
+
+    def __init__(self, config: ChainConfig, device: torch.device, precision: Precision) -> None:
+        self.config, self.device, self.precision = config, device, precision
+        self.lot = LOT.get(device.type, 8)
+        self.stages: list[Stage] = []
+        problems = []
+        for index, entry in enumerate(config.stages):
+            try:
+                self.stages.append(STAGES[entry.name](entry.config, device, precision))
+            except WeightsError as error:
+                problems.append(f"{config.origin}: stages[{index}] ({entry.name}): {error}")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def generative(self) -> bool:
+        """Whether any stage adds detail that was not in its input."""
+        return any(stage.generative for stage in self.stages)
+
+    @property
+    def accepts_px(self) -> tuple[int, int] | None:
+        """Smallest and largest side of the square face crops the chain takes; None = any picture."""
+        return self.stages[0].accepts_px
+
+    def __call__(self, batch: FaceBatch) -> FaceBatch:
+        """Run every stage; tensors come from and go back to the CPU. The networks see lots of one fixed size.
+
+        Raises:
+            ChainError: a stage failed.
+        """
+        parts = []
+        for start in range(0, len(batch), self.lot):
+            piece = cut(batch, start, start + self.lot)
+            # Plain resampling needs no lots of one size; a large picture would be paid many times over.
+            done = self._run(fill(piece, self.lot) if self.generative else piece)
+            parts.append(cut(done, 0, len(piece)))
+        return join(parts)
+
+    def _run(self, batch: FaceBatch) -> FaceBatch:
+        batch = batch.to(self.device)
+        with torch.inference_mode():
+            for index, (entry, stage) in enumerate(zip(self.config.stages, self.stages, strict=True)):
+                try:
+                    batch = stage(batch)
+                except Exception as error:  # a stage may fail in any way; the cause is kept and the face recorded
+                    raise ChainError(f"stages[{index}] ({entry.name}): {type(error).__name__}: {error}") from error
+        return batch.to(torch.device("cpu"))

@@ -1,0 +1,231 @@
+"""The command line: arguments -> pipeline -> exit code. It knows no stage, and imports nothing heavy until it must."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipeline import __version__
+
+EPILOG = "exit codes: 0 all done, 1 some items failed, 2 usage or configuration, 4 nothing to do"
+DEFAULT_CONFIG = "configs/cctv_restore.yaml"
+
+
+def _fidelity(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 0 (sharpest) to 1 (closest to the input)")
+    return value
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
+
+
+def _add_run_options(parser: argparse.ArgumentParser, config: str) -> None:
+    """Options shared by the commands that run a chain over inputs."""
+    add = parser.add_argument
+    add("-i", "--input", nargs="+", required=True, metavar="INPUT", action="extend",
+        help="file, folder (recursive), glob, or .txt list of paths")  # fmt: skip
+    add("-o", "--output", required=True, type=Path, metavar="OUT", help="output folder")
+    add("-c", "--config", default=config, metavar="YAML", help="chain (default: %(default)s)")
+    add("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE",
+        help="change a value of the chain, e.g. stages.0.fidelity=0.2; repeatable")  # fmt: skip
+    add("--engine", choices=("local", "ray"), default="local", help="where to run (default: %(default)s)")
+    add(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="worker processes; 1 = none beside this one (default: one per core; 1 on a GPU)",
+    )
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto = bf16 where it is native (default: %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=_count,
+        metavar="N",
+        help="faces per batch; costs memory, never changes a result (default: 16; 128 on a GPU)",
+    )
+    add(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep proven results of an earlier run (default: on)",
+    )
+    add("--on-exists", choices=("skip", "overwrite", "error"), default="overwrite",
+        help="for outputs that are no proven result of this chain (default: %(default)s)")  # fmt: skip
+    add("--dry-run", action="store_true", help="check everything, print the chain and the planned names, write nothing")
+    add("--fail-fast", action="store_true", help="begin no further input after the first failure")
+    add(
+        "--max-pixels",
+        type=_count,
+        default=64_000_000,
+        metavar="N",
+        help="largest input in pixels (default: %(default)s)",
+    )
+
+
+def _run(arguments: argparse.Namespace, folder: str) -> int:
+    if arguments.engine == "ray":
+        print("--engine ray: the ray extra is not part of this version; use --engine local", file=sys.stderr)
+        return 2
+    from pipeline.engine import Request, run
+
+    request = Request(
+        inputs=tuple(arguments.input),
+        output=arguments.output,
+        config=arguments.config,
+        folder=folder,
+        fidelity=getattr(arguments, "fidelity", None),
+        overrides=tuple(arguments.overrides),
+        mask=getattr(arguments, "mask", None),
+        save_priors=getattr(arguments, "save_priors", False),
+        workers=arguments.workers,
+        device=arguments.device,
+        precision=arguments.precision,
+        batch_size=arguments.batch_size,
+        max_pixels=arguments.max_pixels,
+        resume=arguments.resume,
+        on_exists=arguments.on_exists,
+        fail_fast=arguments.fail_fast,
+    )
+    return run(request, dry_run=arguments.dry_run)
+
+
+def _restore(arguments: argparse.Namespace) -> int:
+    return _run(arguments, "restored")
+
+
+def _degrade(arguments: argparse.Namespace) -> int:
+    return _run(arguments, "degraded")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from pipeline.config import ConfigError, find_config, parse_yaml
+
+    path = find_config(arguments.config)
+    raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    task = raw.get("task") if isinstance(raw, dict) else None
+    import importlib
+    import importlib.util
+    import pkgutil
+
+    package = importlib.util.find_spec("training")
+    places = list(package.submodule_search_locations or []) if package else []
+    known = sorted(m.name.removeprefix("train_") for m in pkgutil.iter_modules(places) if m.name.startswith("train_"))
+    if task not in known:
+        raise ConfigError([f"{path}: task = {task!r}: expected one of {', '.join(known)}"])
+    module = importlib.import_module(f"training.train_{task}")
+    return int(module.main(path, resume=arguments.resume, dry_run=arguments.dry_run) or 0)
+
+
+def _models(arguments: argparse.Namespace) -> int:
+    from pipeline import models
+
+    return {"list": models.list_models, "verify": models.verify_models, "licences": models.print_licences}[
+        arguments.action
+    ]()
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline.verify import verify
+
+    return verify(arguments.output, arguments.sample, arguments.input)
+
+
+def _doctor(_arguments: argparse.Namespace) -> int:
+    from pipeline.doctor import diagnose
+
+    return diagnose()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    parser = argparse.ArgumentParser(
+        prog="revisage", epilog=EPILOG,
+        description="Restores faces from CCTV thumbnails. Detail is generated, not recorded; not for identification.",
+    )  # fmt: skip
+    parser.add_argument("--version", action="version", version=f"revisage {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, handler: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, epilog=EPILOG)
+        added.set_defaults(handler=handler)
+        return added
+
+    restore = command("restore", _restore, "restore face thumbnails")
+    _add_run_options(restore, DEFAULT_CONFIG)
+    restore.add_argument(
+        "-w", "--fidelity", type=_fidelity, metavar="FIDELITY", help="0 = sharpest, 1 = closest to the input"
+    )
+    restore.add_argument(
+        "--mask",
+        type=Path,
+        metavar="PATH",
+        help="occluder mask, white = covered: a file for all, or a folder mirroring the inputs",
+    )
+    restore.add_argument(
+        "--save-priors", action="store_true", help="also write landmarks, heatmaps, parsing and mask (NPZ)"
+    )
+
+    _add_run_options(
+        command("degrade", _degrade, "make CCTV thumbnails of good face crops, seeded"), "configs/degrade/cctv.yaml"
+    )
+
+    train = command("train", _train, "train a network")
+    train.add_argument("-c", "--config", required=True, metavar="YAML", help="training configuration")
+    train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    train.add_argument("--dry-run", action="store_true", help="two steps on the CPU, to see that all is there")
+
+    models = command("models", _models, "the shipped weights")
+    models.add_argument("action", choices=("list", "verify", "licences"))
+
+    verify = command("verify", _verify, "compare a run's files with its journal, and make them again")
+    verify.add_argument("output", type=Path, metavar="OUT", help="output folder of the run")
+    verify.add_argument("--sample", type=_count, metavar="N", help="check N records only (default: all)")
+    verify.add_argument(
+        "-i", "--input", nargs="+", default=[], metavar="FOLDER", help="where the inputs lie now, if they were moved"
+    )
+
+    command("doctor", _doctor, "say what works on this machine and what does not")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    parsed = build_parser().parse_args(arguments)
+    try:
+        return int(parsed.handler(parsed))
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read our output has gone, e.g. `| head`
+        sys.stderr.close()
+        return 1
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        print(f"revisage {parsed.command}: {error}", file=sys.stderr)
+        return code
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that is meant for the user; None for a fault of ours, which keeps its trace."""
+    if isinstance(error, (FileNotFoundError, PermissionError)):
+        return 2
+    if type(error).__module__.partition(".")[0] not in ("pipeline", "stages", "pydantic_core"):
+        return None
+    return int(getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,323 @@
+"""Run a chain over a set of inputs: plan, check, work, record. What `restore` and `degrade` do."""
+
+import dataclasses
+import hashlib
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from PIL import Image
+
+from pipeline import __version__
+from pipeline.chain import pick_device, pick_precision
+from pipeline.config import ChainConfig, load_chain, weight_hashes
+from pipeline.images import MAX_PIXELS
+from pipeline.journal import Journal
+from pipeline.output import OutputError, OutputFolder, OutputLock
+from pipeline.planning import InputSet, Plan
+from pipeline.pool import Pair, Pool
+from pipeline.progress import Progress
+from pipeline.report import write_report
+from pipeline.restorer import FAILURES, Restorer
+from pipeline.run_record import core_count, hardware, versions
+from pipeline.worker import Job, OnExists, Worker
+
+DONE, SOME_FAILED, USAGE, NOTHING = 0, 1, 2, 4  # exit codes
+TASKS_PER_WORKER = 24  # fewer inputs than this do not repay another process
+BATCH_SIZE = {"cpu": 16, "cuda": 128}  # faces; on two cores larger batches bring nothing and cost memory
+
+
+@dataclass(frozen=True)
+class Request:
+    """A `restore` or `degrade` as asked for on the command line; see its help for the meaning of each.
+
+    `workers`, `batch_size`: None = chosen for the machine.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path
+    config: str | dict[str, Any]
+    folder: str = "restored"
+    fidelity: float | None = None
+    overrides: tuple[str, ...] = ()
+    mask: Path | None = None
+    save_priors: bool = False
+    workers: int | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batch_size: int | None = None
+    max_pixels: int = MAX_PIXELS
+    resume: bool = True
+    on_exists: OnExists = "overwrite"
+    fail_fast: bool = False
+
+
+class _Stop:
+    """Set by Ctrl-C or SIGTERM: no new inputs are begun, those in hand are finished. A second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, _frame: object) -> None:
+        self.asked = True
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        print("\nstopping after the inputs in hand; once more to stop at once", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _stoppable() -> Iterator[_Stop]:
+    stop = _Stop()
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever called us keeps the signals
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def fingerprint(config: ChainConfig, weights: dict[str, str], device: str, precision: str, save_priors: bool) -> str:
+    """SHA-256 of everything but the input that decides an output."""
+    parts = {
+        "chain": config.resolved(), "weights": weights, "device": device, "precision": precision,
+        "priors": save_priors, "version": __version__,
+    }  # fmt: skip
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request after everything that can be checked before the first input was checked."""
+
+    request: Request
+    config: ChainConfig
+    weights: dict[str, str]
+    restorer: Restorer
+    plan: Plan
+    job: Job
+
+    @property
+    def workers(self) -> int:
+        """Worker processes: as asked, else one per core as far as the inputs repay it; one on a GPU."""
+        if self.request.workers is not None:
+            return self.request.workers
+        if self.restorer.device.type != "cpu":
+            return 1
+        return max(1, min(core_count(), len(self.plan) // TASKS_PER_WORKER))
+
+    def make_worker(self) -> Worker:
+        """A worker of this process, with the networks that are loaded already."""
+        return Worker(self.restorer, self.job)
+
+
+def prepare(request: Request) -> Prepared:
+    """Check configuration, weights, device and inputs; build the chain; plan every name. Writes nothing.
+
+    Raises:
+        ConfigError, InputError, OutputError: nothing was touched.
+    """
+    # One thread per worker on the CPU, whatever the number of workers: sums split over threads may round differently,
+    # and the same input must give the same bytes. Cores are used by workers, which also scale better on small pictures.
+    torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any decoding, and can be raised by the user
+    config = load_chain(request.config, fidelity=request.fidelity, overrides=request.overrides)
+    device = pick_device(request.device)
+    precision = pick_precision(request.precision, device)
+    weights = weight_hashes(config)
+    batch_size = request.batch_size or BATCH_SIZE.get(device.type, 16)
+    restorer = Restorer(config, device, precision, batch_size, request.max_pixels)
+    if request.output.exists() and not request.output.is_dir():
+        raise OutputError(f"{request.output} is a file; expected a folder to write to")
+    plan = Plan(InputSet(request.inputs, request.output, request.mask))
+    job = Job(
+        output=str(request.output),
+        folder=request.folder,
+        fingerprint=fingerprint(config, weights, device.type, precision, request.save_priors),
+        on_exists=request.on_exists,
+        save_priors=request.save_priors,
+        chain_digest=config.digest(),
+        weights=weights,
+    )
+    return Prepared(request, config, weights, restorer, plan, job)
+
+
+def describe(prepared: Prepared) -> Iterator[str]:
+    """What `--dry-run` prints: the chain, then every planned name."""
+    restorer = prepared.restorer
+    yield f"chain {prepared.config.name} from {prepared.config.origin}, {restorer.device.type}, {restorer.precision}"
+    for index, entry in enumerate(prepared.config.stages):
+        options = ", ".join(f"{k}={v}" for k, v in entry.config.model_dump(mode="json").items())
+        yield f"  stages[{index}] {entry.name}: {options}"
+    for name, digest in prepared.weights.items():
+        yield f"  weights {name} sha256 {digest}"
+    yield f"{len(prepared.plan)} inputs, {prepared.workers} worker(s)"
+    for task in prepared.plan:
+        yield f"{task.source} -> {prepared.request.output / prepared.request.folder / task.target}.png"
+
+
+def _respawn(request: Request, job: Job) -> Worker:
+    """A worker in a fresh process (CUDA, or systems that cannot fork)."""
+    torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS = None
+    restorer = Restorer.from_config(
+        request.config, fidelity=request.fidelity, overrides=request.overrides, device=request.device,
+        precision=request.precision, batch_size=request.batch_size or 16, max_pixels=request.max_pixels,
+    )  # fmt: skip
+    return Worker(restorer, job)
+
+
+def _forked(prepared: Prepared, lock: OutputLock) -> Worker:
+    lock.forget()  # or a killed run would stay locked until the last of its workers has noticed
+    return prepared.make_worker()
+
+
+def _refuse_existing(prepared: Prepared, journal: Journal | None) -> None:
+    """`--on-exists error`: an output is there that the journal does not explain as a result of this very chain."""
+    output, found = OutputFolder(prepared.request.output), []
+    for task in prepared.plan:
+        relative = f"{prepared.job.folder}/{task.target}.png"
+        if not output.path(relative).exists():
+            continue
+        record = journal.find(task.name) if journal else None
+        expected = prepared.job.key(record["input_sha256"] or "", None) if record else None
+        if not (record and prepared.request.resume and (task.mask or record["key"] == expected)):
+            found.append(relative)
+            if len(found) == 10:
+                break
+    if found:
+        raise OutputError("these outputs exist already (--on-exists error):\n  " + "\n  ".join(found))
+
+
+def execute(prepared: Prepared) -> int:
+    """Do the work; returns the exit code.
+
+    Raises:
+        OutputError: the output folder is locked, read-only or full. What was finished stays; a second run keeps it.
+    """
+    request, started = prepared.request, time.perf_counter()
+    if not len(prepared.plan):
+        print("nothing to do: no pictures among the inputs", file=sys.stderr)
+        return NOTHING
+    output = OutputFolder(request.output)
+    lock = OutputLock(output.root / "_run" / "lock")
+    if lock.unclean:
+        output.sweep()
+    try:
+        with Journal(output.root / "_run" / "journal.jsonl") as journal:
+            if request.on_exists == "error":
+                _refuse_existing(prepared, journal)
+            code = _work(prepared, output, journal, lock, started)
+    except OSError as error:
+        raise OutputError(f"{request.output}: {error.strerror or error}") from error
+    lock.release()
+    return code
+
+
+def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: OutputLock, started: float) -> int:
+    request, begun = prepared.request, datetime.now(timezone.utc)
+    restarted = time.perf_counter()
+    spent, kept = [0.0, 0.0, 0.0], 0
+    with _stoppable() as stop:
+
+        def pairs() -> Iterator[Pair]:
+            for task in prepared.plan:
+                if stop.asked:
+                    return
+                yield task, journal.find(task.name) if request.resume else None
+
+        pool: Pool | None = None
+        if prepared.workers == 1:
+            outcomes = prepared.make_worker().process(pairs())
+        else:
+            forked = prepared.restorer.device.type == "cpu" and sys.platform.startswith("linux")
+            make: Callable[[], Worker] = (
+                partial(_forked, prepared, lock) if forked else partial(_respawn, request, prepared.job)
+            )
+            chunk = prepared.restorer.batch_size
+            pool = Pool(
+                prepared.workers, make, prepared.make_worker().record_failure, prepared.restorer.device.type, chunk
+            )
+            outcomes = pool.process(pairs())
+        progress = Progress(len(prepared.plan), request.folder)
+        try:
+            for outcome in outcomes:
+                if outcome.record is not None:
+                    journal.append(outcome.record)
+                else:
+                    kept += 1
+                spent = [a + b for a, b in zip(spent, outcome.spent, strict=True)]
+                progress.add(outcome.status)
+                if request.fail_fast and outcome.status in FAILURES:
+                    stop.asked = True
+        except BaseException:
+            if pool is not None:
+                pool.stop()
+            raise
+        finally:
+            progress.close()
+            journal.sync()
+        elapsed = time.perf_counter() - restarted
+        counts = dict(sorted(progress.counts.items()))
+        left = len(prepared.plan) - sum(counts.values())
+        journal.compact(prepared.plan.name_hashes)
+        record = {
+            "chain": prepared.config.resolved(),
+            "chain_sha256": prepared.config.digest(),
+            "config_file": prepared.config.origin,
+            "weights_sha256": prepared.weights,
+            "request": json.loads(json.dumps(dataclasses.asdict(request), default=str)),
+            "input_roots": prepared.plan.roots,
+            "device": prepared.restorer.device.type,
+            "precision": prepared.restorer.precision,
+            "workers": prepared.workers,
+            "batch_size": prepared.restorer.batch_size,
+            "versions": versions(),
+            "hardware": hardware(prepared.restorer.device),
+            "started_utc": begun.isoformat(timespec="seconds"),
+            "ended_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "counts": counts,
+            "inputs": len(prepared.plan),
+            "kept_from_earlier_run": kept,
+            "not_reached": left,
+            "interrupted": stop.asked and not request.fail_fast,
+            "seconds": {
+                "decode": round(spent[0], 3), "network": round(spent[1], 3), "encode": round(spent[2], 3),
+                "prepare": round(restarted - started, 3), "total": round(elapsed, 3),
+            },
+            "faces_per_second": round((sum(counts.values()) - kept) / max(elapsed, 1e-6), 2),
+            "generative": prepared.restorer.chain.generative,
+        }  # fmt: skip
+        output.write("_run/run.json", json.dumps(record, indent=1).encode() + b"\n")
+        output.write("_run/config.yaml", yaml.safe_dump(prepared.config.resolved(), sort_keys=False).encode())
+        report = write_report(output, prepared.plan, journal, record, request.max_pixels)
+    print(f"{request.folder}: {progress.state()}; report: {report}", file=sys.stderr, flush=True)
+    if left:
+        print(f"{left} of {len(prepared.plan)} inputs not reached; the same command goes on from here", file=sys.stderr)
+    return SOME_FAILED if left or FAILURES & counts.keys() else DONE
+
+
+def run(request: Request, dry_run: bool = False) -> int:
+    """Carry out a request; returns the exit code.
+
+    Raises:
+        ConfigError, InputError, OutputError, WorkerError: see `prepare` and `execute`.
+    """
+    prepared = prepare(request)
+    if dry_run:
+        for line in describe(prepared):
+            print(line)
+        return DONE if len(prepared.plan) else NOTHING
+    return execute(prepared)

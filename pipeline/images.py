@@ -1,0 +1,288 @@
+"""The only reader and the only writer of pictures.
+
+What happens to the kinds of picture: EXIF orientation is applied; CMYK, YCbCr and palettes become RGB; 16-bit grey is
+scaled by 1/257 and kept in 16 bits until the network; alpha is laid over mid-grey, for what lies there was not seen and
+should look neither dark nor bright; of several frames the first is taken; near-grey pictures (night infra-red) become
+exactly grey. Each of these is noted. Profiles (ICC) are not applied.
+"""
+
+import hashlib
+import io
+import os
+import stat
+import struct
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, PngImagePlugin
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
+READ_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff"})
+# Pictures we do not read: they get an honest line in the journal instead of being passed over in silence.
+OTHER_ENDINGS = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd", ".apng"})
+IMAGE_ENDINGS = READ_ENDINGS | OTHER_ENDINGS
+
+MIN_SIDE_PX = 12  # DESIGN.md: a thumbnail is 12 px or more; below that no face is in it
+MAX_PIXELS = 64_000_000
+MAX_ASPECT = 1.5  # of face crops; beyond it, padding to a square would be mostly mirror image
+# Mean of (largest - smallest channel), levels of 255. Of 1,800 colour faces (UTKFace, OMI, CelebAMask-HQ, averaged to
+# 16 px) none lies between 3.2 (toned prints, infra-red with compression noise) and 7.7 (the palest colour pictures).
+GREY_TOLERANCE = 5.0
+PNG_LEVEL = 2  # zlib level: 1 ms for 128x128 and within 5 % of the size that the default level reaches
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+)
+
+ImageStatus = Literal["corrupt", "unsupported", "failed"]
+
+
+class ImageError(RuntimeError):
+    """An input cannot be used.
+
+    `status` is `corrupt` (cannot be decoded), `unsupported` (outside what we take) or `failed` (trouble with the file).
+    """
+
+    def __init__(self, status: ImageStatus, message: str) -> None:
+        super().__init__(message)
+        self.status: ImageStatus = status
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a run accepts. `accepts_px`: smallest and largest side of square face crops; None = any picture."""
+
+    max_pixels: int = MAX_PIXELS
+    accepts_px: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded input.
+
+    Attributes:
+        pixels: (H, W, 3) RGB; uint8 or uint16 over their full range, or float32 in [0, 1].
+        grey: the input is grey, or so near to it that it was made so.
+        notes: what was done to it on the way, plain values.
+    """
+
+    pixels: np.ndarray
+    grey: bool
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+def as_unit(pixels: np.ndarray) -> np.ndarray:
+    """Pixels as float32 in [0, 1]."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32) / 255
+    if pixels.dtype == np.uint16:
+        return pixels.astype(np.float32) / 65535
+    return pixels.astype(np.float32, copy=False)
+
+
+def is_grey(pixels: np.ndarray) -> bool:
+    """Whether an (H, W, 3) picture is grey within the tolerance of compression and camera noise."""
+    scale = {"uint8": 1.0, "uint16": 1 / 257}.get(pixels.dtype.name, 255.0)
+    red, green, blue = (pixels[..., i].astype(np.float32) for i in range(3))
+    spread = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
+    return float(spread.mean()) * scale < GREY_TOLERANCE
+
+
+def make_grey(pixels: np.ndarray) -> np.ndarray:
+    """Three equal channels of ITU-R BT.601 luma, in the type that came in."""
+    if np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2]):
+        return pixels
+    luma = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = np.rint(luma).astype(pixels.dtype) if pixels.dtype.kind == "u" else luma
+    return np.repeat(luma[..., None], 3, axis=2)
+
+
+def read_bytes(path: str | Path, limits: Limits) -> bytes:
+    """The whole content of a regular file.
+
+    Raises:
+        ImageError: gone, a broken link, no regular file, unreadable, empty, or far too large to be a picture we take.
+    """
+    try:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
+            info = os.fstat(file.fileno())
+            if not stat.S_ISREG(info.st_mode):
+                raise ImageError("unsupported", "not a regular file")
+            if info.st_size == 0:
+                raise ImageError("corrupt", "the file is empty (0 bytes)")
+            if info.st_size > (limit := limits.max_pixels * 8 + 65536):
+                raise ImageError(
+                    "unsupported", f"{info.st_size} bytes; no picture of {limits.max_pixels} pixels needs over {limit}"
+                )
+            return file.read()
+    except FileNotFoundError as error:
+        broken = os.path.islink(path)
+        reason = (
+            "a symbolic link that leads nowhere" if broken else "the file is not there (or vanished during the run)"
+        )
+        raise ImageError("unsupported" if broken else "failed", reason) from error
+    except IsADirectoryError as error:
+        raise ImageError("unsupported", "a folder with the name of a picture") from error
+    except OSError as error:
+        loop = os.path.islink(path) and not os.path.exists(path)
+        reason = "a symbolic link that leads to itself" if loop else f"cannot be read: {error.strerror or error}"
+        raise ImageError("unsupported" if loop else "failed", reason) from error
+
+
+def open_header(data: bytes, name: str, limits: Limits) -> Image.Image:
+    """Parse the header only, and check the size before anything is decoded.
+
+    Raises:
+        ImageError: no picture, a format we do not take, or a size outside the limits.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise ImageError("unsupported", f"over the limit of {limits.max_pixels} pixels") from error
+    except _BROKEN as error:
+        if Path(name).suffix.lower() in OTHER_ENDINGS:
+            raise ImageError("unsupported", f"format not taken; taken are {', '.join(FORMATS)}") from error
+        raise ImageError("corrupt", f"not a readable picture ({', '.join(FORMATS)})") from error
+    check_size(image.width, image.height, limits)
+    return image
+
+
+def check_size(width: int, height: int, limits: Limits) -> None:
+    """Refuse sizes outside the limits. Raises `ImageError`."""
+    size = f"{width}x{height} px"
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            "unsupported", f"{size} is over the limit of {limits.max_pixels} pixels; raise it with --max-pixels"
+        )
+    smallest = limits.accepts_px[0] if limits.accepts_px else MIN_SIDE_PX
+    if min(width, height) < smallest:
+        raise ImageError("unsupported", f"{size}: a face crop needs {smallest} px or more a side")
+    if limits.accepts_px is None:
+        return
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError("unsupported", f"{size}: longer than 1:{MAX_ASPECT}, no face crop; cut the face out")
+    if max(width, height) > limits.accepts_px[1]:
+        raise ImageError(
+            "unsupported",
+            f"{size}: this chain takes face crops of {smallest} to {limits.accepts_px[1]} px a side; cut the face out, "
+            'and if it is still larger put a stage "resample" with a smaller size first',
+        )
+
+
+def _to_rgb(image: Image.Image, notes: dict[str, Any]) -> np.ndarray:
+    """(H, W, 3) uint8 or uint16 of a loaded picture of any mode."""
+    mode = image.mode
+    if mode not in ("RGB", "L"):
+        notes["mode"] = mode
+    if mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ImageError("unsupported", "32-bit integer pixels beyond 16 bits; save it with 8 or 16 bits")
+        return np.repeat(values.astype(np.uint16)[..., None], 3, axis=2)
+    if mode in ("F", "LAB", "HSV"):
+        raise ImageError("unsupported", f"pixels of mode {mode}; save it as RGB or grey with 8 or 16 bits")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        if np.asarray(rgba)[..., 3].min() < 255:
+            notes["alpha"] = "laid over mid-grey"
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (128, 128, 128, 255)), rgba)
+    return np.asarray(image.convert("RGB"))
+
+
+def decode(image: Image.Image) -> Picture:
+    """Decode what `open_header` opened.
+
+    Raises:
+        ImageError: truncated or damaged data, or a pixel type we do not take.
+    """
+    notes: dict[str, Any] = {}
+    try:
+        if getattr(image, "n_frames", 1) > 1:
+            notes["frames"] = f"first of {image.n_frames}"  # type: ignore[attr-defined]
+        image.load()
+    except _BROKEN as error:
+        raise ImageError("corrupt", f"damaged or cut short: {error}") from error
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+        if orientation in range(2, 9):
+            image = ImageOps.exif_transpose(image)
+            notes["exif_orientation"] = orientation
+    except _BROKEN:
+        notes["exif_orientation"] = "unreadable, not applied"
+    try:
+        pixels = _to_rgb(image, notes)
+    except _BROKEN as error:
+        raise ImageError("corrupt", f"damaged: {error}") from error
+    return settle_grey(pixels, notes)
+
+
+def settle_grey(pixels: np.ndarray, notes: dict[str, Any]) -> Picture:
+    """A picture from its pixels, made exactly grey where it is nearly so."""
+    grey = is_grey(pixels)
+    return Picture(make_grey(pixels) if grey else pixels, grey, notes)
+
+
+def pad_square(picture: Picture) -> Picture:
+    """A picture padded to a square by reflection, the content in the middle.
+
+    Noted: the size before, (height, width), and where it lies now, (x, y)."""
+    height, width = picture.pixels.shape[:2]
+    side = max(height, width)
+    if height == width:
+        return picture
+    top, left = (side - height) // 2, (side - width) // 2
+    margins = ((top, side - height - top), (left, side - width - left), (0, 0))
+    notes = picture.notes | {"padded_from_px": [height, width], "padded_offset_px": [left, top]}
+    return Picture(np.pad(picture.pixels, margins, mode="symmetric"), picture.grey, notes)
+
+
+def read_picture(data: bytes, name: str, limits: Limits) -> Picture:
+    """Decode a file's bytes; a face crop comes out square.
+
+    Raises:
+        ImageError: as its status says.
+    """
+    picture = decode(open_header(data, name, limits))
+    return pad_square(picture) if limits.accepts_px else picture
+
+
+def read_mask(data: bytes) -> np.ndarray:
+    """An occluder mask file (white = covered) as (H, W) float32 in [0, 1]. Raises `ImageError`."""
+    return as_unit(make_grey(decode(open_header(data, "mask", Limits())).pixels))[..., 0]
+
+
+def fit_mask(mask: np.ndarray, size: tuple[int, int], square: bool) -> np.ndarray:
+    """Bring an (H, W) mask in [0, 1] to the `size` (height, width) of its picture, padded like it where `square`."""
+    resized = np.asarray(Image.fromarray(to_uint8(mask)).resize((size[1], size[0]), Image.Resampling.BOX))
+    mask = resized.astype(np.float32) / 255
+    if not square:
+        return mask
+    return pad_square(Picture(np.repeat(mask[..., None], 3, axis=2), True)).pixels[..., 0]
+
+
+def to_uint8(values: np.ndarray) -> np.ndarray:
+    """Clamp [0, 1] and round to uint8: the only place where that happens."""
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def encode_png(pixels: np.ndarray, info: PngImagePlugin.PngInfo | None = None) -> bytes:
+    """PNG bytes of (H, W) grey or (H, W, 3) RGB uint8 pixels. Equal pixels and text give equal bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "PNG", compress_level=PNG_LEVEL, pnginfo=info)
+    return buffer.getvalue()
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()

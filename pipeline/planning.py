@@ -1,0 +1,251 @@
+"""Which inputs a run has and what each output will be called: decided before the first write, in a fixed order.
+
+A plan lives in a temporary file, one line per input, so that a million inputs need 16 MB of memory.
+"""
+
+import glob
+import hashlib
+import json
+import os
+import tempfile
+import unicodedata
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.images import IMAGE_ENDINGS
+
+NAME_LIMIT = 255  # bytes of one file name on the usual file systems
+LONGEST_ENDING = 4  # ".png", ".npz"
+PRODUCT_FOLDERS = ("restored", "degraded", "uncertainty", "occlusion", "priors", "_run")
+
+
+class InputError(ValueError):
+    """The inputs of a run cannot be used as given: not there, or two of them would have one output name."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One input.
+
+    Attributes:
+        name: path relative to the input root, with "/" on every system: what the journal calls it.
+        source: where to read it.
+        target: path of its outputs below `restored/` and the like, without the ending.
+        mask: file of the occluder mask given for it.
+        refused: why it must not be read (a link that leads out of the input folder), else None.
+    """
+
+    name: str
+    source: str
+    target: str
+    mask: str | None = None
+    refused: str | None = None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def name_hash(text: str) -> int:
+    """64-bit hash of a name, for sets of a million names in 8 MB."""
+    return int.from_bytes(hashlib.blake2b(_bytes(text), digest_size=8).digest(), "little")
+
+
+def target_of(name: str) -> str:
+    """Where an input's outputs go, without the ending: `a/b.png` -> `a/b`, `a/b.jpg` -> `a/b.jpg`.
+
+    A name too long for the file system with its ending is cut and marked with a hash of the whole.
+    """
+    folder, _, file = name.rpartition("/")
+    stem = file[:-4] if file.lower().endswith(".png") and len(file) > 4 else file
+    if len(_bytes(stem)) + LONGEST_ENDING > NAME_LIMIT:
+        mark = "~" + hashlib.sha256(_bytes(name)).hexdigest()[:8]
+        room = NAME_LIMIT - LONGEST_ENDING - len(mark)
+        stem = _bytes(stem)[:room].decode("utf-8", "ignore") + mark
+    return f"{folder}/{stem}" if folder else stem
+
+
+def _relative(path: Path, root: Path) -> str:
+    """`path` relative to `root` with "/" between. Raises `InputError` for what would leave the output folder."""
+    relative = path.relative_to(root)
+    if any(part in ("..", "") or "\0" in part for part in relative.parts):
+        raise InputError(f"{path}: not a plain path below {root}")
+    return relative.as_posix()
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
+
+
+@dataclass(frozen=True)
+class InputSet:
+    """What one run was asked to read.
+
+    Attributes:
+        inputs: files, folders, globs and `.txt` lists as given.
+        output: the output folder; what the run itself writes there is never read.
+        mask: a mask for all, or a folder of masks mirroring the inputs.
+    """
+
+    inputs: tuple[str, ...]
+    output: Path
+    mask: Path | None = None
+
+    def tasks(self) -> Iterator[Task]:
+        """Every input, in a fixed order. Raises `InputError`."""
+        own = {os.path.realpath(self.output / name) for name in PRODUCT_FOLDERS}
+        for given in self.inputs:
+            yield from self._expand(given, own)
+
+    def roots(self) -> list[str]:
+        """Absolute folders the names in the journal are relative to, one per INPUT. Raises `InputError`."""
+        return [str(self._root(given)) for given in self.inputs]
+
+    def _root(self, given: str) -> Path:
+        path = Path(os.path.abspath(given))
+        if path.is_dir():
+            return path
+        if path.suffix.lower() == ".txt" and path.is_file():
+            return self._list_root(path)
+        if os.path.lexists(path):
+            return path.parent
+        if glob.has_magic(given):
+            fixed = []
+            for part in path.parts:
+                if glob.has_magic(part):
+                    break
+                fixed.append(part)
+            return Path(*fixed)
+        raise InputError(f"{given}: no such file, folder or glob")
+
+    def _expand(self, given: str, own: set[str]) -> Iterator[Task]:
+        path, root = Path(os.path.abspath(given)), self._root(given)
+        if path.is_dir():
+            if any(_is_inside(os.path.realpath(path), folder) for folder in own):
+                raise InputError(
+                    f"{given}: this folder is part of the output {self.output}; choose another output folder"
+                )
+            yield from self._walk(path, own)
+        elif path.suffix.lower() == ".txt" and path.is_file():
+            for entry in self._list_entries(path):
+                yield self._task(entry, root)
+        elif os.path.lexists(path):
+            yield self._task(path, root)
+        else:
+            for match in sorted(glob.iglob(str(path), recursive=True), key=_bytes):
+                real = os.path.realpath(match)
+                ending = os.path.splitext(match)[1].lower()
+                if ending in IMAGE_ENDINGS and not os.path.isdir(match) and not any(_is_inside(real, o) for o in own):
+                    yield self._task(Path(match), root)
+
+    @staticmethod
+    def _list_entries(path: Path) -> Iterator[Path]:
+        """Paths of a list, one a line, relative to the list's folder."""
+        with open(path, encoding="utf-8-sig", errors="surrogateescape") as file:
+            for line in file:
+                if text := line.rstrip("\r\n"):
+                    if "\0" in text:
+                        raise InputError(f"{path}: holds a NUL byte; expected one path a line")
+                    yield Path(os.path.normpath(path.parent / text))
+
+    def _list_root(self, path: Path) -> Path:
+        """The list's own folder where all entries lie in it, else the folder they have in common."""
+        common: str | None = None
+        for entry in self._list_entries(path):
+            folder = str(entry.parent)
+            common = folder if common is None else os.path.commonpath([common, folder])
+        if common is None or _is_inside(common, str(path.parent)):
+            return path.parent
+        return Path(common)
+
+    def _walk(self, root: Path, own: set[str]) -> Iterator[Task]:
+        """Pictures below a folder. Linked folders are not entered: what lies in the root is reached anyway, what lies
+        outside is not ours to read, and no loop can catch us."""
+        real_root = os.path.realpath(root)
+        for folder, folders, files in os.walk(root, followlinks=False):
+            folders[:] = sorted(
+                (
+                    f
+                    for f in folders
+                    if not os.path.islink(p := os.path.join(folder, f)) and os.path.realpath(p) not in own
+                ),
+                key=_bytes,
+            )
+            for file in sorted(files, key=_bytes):
+                if file.startswith("._") or os.path.splitext(file)[1].lower() not in IMAGE_ENDINGS:
+                    continue  # "._x.jpg" are resource forks of macOS, no pictures
+                path = os.path.join(folder, file)
+                outside = (
+                    os.path.islink(path) and os.path.exists(path) and not _is_inside(os.path.realpath(path), real_root)
+                )
+                yield self._task(
+                    Path(path), root, "a symbolic link that leads out of the input folder" if outside else None
+                )
+
+    def _task(self, path: Path, root: Path, refused: str | None = None) -> Task:
+        name = _relative(path, root)
+        target = target_of(name)
+        return Task(name, str(path), target, self.mask_of(name, target), refused)
+
+    def mask_of(self, name: str, target: str) -> str | None:
+        """File of the mask given for an input, None where there is none."""
+        if self.mask is None or self.mask.is_file():
+            return None if self.mask is None else str(self.mask)
+        candidates = [self.mask / name, self.mask / (target + ".png"), (self.mask / name).with_suffix(".png")]
+        return next((str(c) for c in candidates if c.is_file()), None)
+
+
+class Plan:
+    """The tasks of a run, on disk.
+
+    Raises:
+        InputError: no such input, or outputs that would overwrite each other.
+    """
+
+    def __init__(self, inputs: InputSet) -> None:
+        if inputs.mask is not None and not inputs.mask.exists():
+            raise InputError(f"--mask {inputs.mask}: no such file or folder")
+        self.roots = inputs.roots()
+        self._file = tempfile.TemporaryFile(prefix="revisage-plan-")
+        self.name_hashes, targets = array("Q"), array("Q")
+        for task in inputs.tasks():
+            row = [task.name, task.source, task.target, task.mask, task.refused]
+            self._file.write(json.dumps(row).encode() + b"\n")
+            self.name_hashes.append(name_hash(task.name))
+            targets.append(name_hash(self._folded(task.target)))
+        self._refuse_collisions(targets)
+
+    def __len__(self) -> int:
+        return len(self.name_hashes)
+
+    def __iter__(self) -> Iterator[Task]:
+        """Every task in order; one iteration at a time."""
+        self._file.seek(0)
+        for line in self._file:
+            yield Task(*json.loads(line))
+
+    @staticmethod
+    def _folded(target: str) -> str:
+        """The name as a file system sees it that ignores case or normalises Unicode."""
+        return unicodedata.normalize("NFC", unicodedata.normalize("NFC", target).casefold())
+
+    def _refuse_collisions(self, targets: Sequence[int]) -> None:
+        hashes = np.sort(np.asarray(targets, np.uint64))
+        doubled = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+        if not doubled:
+            return
+        groups: dict[str, list[str]] = {}
+        for task in self:
+            folded = self._folded(task.target)
+            if name_hash(folded) in doubled:
+                groups.setdefault(folded, []).append(task.source)
+        lines = [f"  {' and '.join(sources)}" for sources in list(groups.values())[:10]]
+        more = f"\n  and {len(groups) - 10} more" if len(groups) > 10 else ""
+        raise InputError(
+            "inputs would overwrite each other's outputs (names are compared without case):\n" + "\n".join(lines) + more
+            + "\nrename one of each, or restore them into different output folders"
+        )  # fmt: skip

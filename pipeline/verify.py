@@ -1,0 +1,120 @@
+"""`verify OUT`: are the files of a run those its journal describes, and does the same chain make them again?"""
+
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pipeline.chain import pick_device
+from pipeline.config import load_chain, weight_hashes
+from pipeline.images import ImageError, Limits, fit_mask, pad_square, read_bytes, read_mask, read_picture, sha256
+from pipeline.journal import read_records
+from pipeline.output import OutputError, OutputFolder
+from pipeline.planning import InputSet, target_of
+from pipeline.restorer import FAILURES, Face, Restorer
+from pipeline.worker import Job, product_paths, render
+
+
+def _sample(journal: Path, count: int | None) -> Iterator[dict[str, Any]]:
+    """The records to look at: all, or `count` drawn evenly, the same ones each time."""
+    if count is None:
+        yield from read_records(journal)
+        return
+    total = sum(1 for _ in read_records(journal))
+    chosen = set(random.Random(0).sample(range(total), min(count, total)))
+    yield from (record for index, record in enumerate(read_records(journal)) if index in chosen)
+
+
+def _changed_files(record: dict[str, Any], folder: str, output: OutputFolder) -> Iterator[str]:
+    """What is wrong with the files of a record as they lie there now."""
+    paths = product_paths(folder, target_of(record["input"]))
+    for kind, digest in record.get("files_sha256", {}).items():
+        data = output.read(paths[kind])
+        if data is None:
+            yield f"{paths[kind]} is missing"
+        elif sha256(data) != digest:
+            yield f"{paths[kind]} was changed after it was written"
+    if not record.get("files_sha256") and output.read(paths["image"]) is not None:
+        yield f"{paths['image']} exists, though the status is {record['status']}"
+
+
+def _find_input(record: dict[str, Any], roots: Sequence[str], limits: Limits) -> tuple[str, bytes] | None:
+    """The root and the content of a record's input, if it is still there unchanged."""
+    for root in roots:
+        try:
+            data = read_bytes(os.path.join(root, record["input"]), limits)
+        except ImageError:
+            continue
+        if sha256(data) == record["input_sha256"]:
+            return root, data
+    return None
+
+
+def _made_again(
+    record: dict[str, Any], root: str, data: bytes, restorer: Restorer, job: Job, masks: InputSet
+) -> Iterator[str]:
+    """What differs when the same input is restored again."""
+    square = restorer.limits.accepts_px is not None
+    bare = read_picture(data, record["input"], Limits(restorer.limits.max_pixels))
+    mask_path = masks.mask_of(record["input"], target_of(record["input"]))
+    mask = (
+        fit_mask(read_mask(read_bytes(mask_path, restorer.limits)), bare.pixels.shape[:2], square)
+        if mask_path
+        else None
+    )
+    face = Face(record["input"], pad_square(bare) if square else bare, record["input_sha256"], mask)
+    result = restorer.run([face])[0]
+    for kind, made in render(result, restorer, job).items():
+        if sha256(made) != record["files_sha256"].get(kind):
+            yield f"{record['input']}: made again, {kind} is not the same"
+    if result.status != record["status"]:
+        yield f"{record['input']}: made again, the status is {result.status}, the journal says {record['status']}"
+
+
+def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) -> int:
+    """Check a run; prints what is wrong and a summary. Returns 0 where all agrees, else 1, 4 for an empty journal.
+
+    Args:
+        output: the output folder of a run.
+        sample: how many records to check, None = all.
+        inputs: further folders to look for the inputs in, where they have moved.
+
+    Raises:
+        OutputError: no run lies there.
+        ConfigError: its chain or weights are not here any more.
+    """
+    run_file, journal = output / "_run" / "run.json", output / "_run" / "journal.jsonl"
+    if not run_file.is_file() or not journal.is_file():
+        raise OutputError(f"{output}: no finished run here (expected _run/run.json and _run/journal.jsonl)")
+    run = json.loads(run_file.read_text(encoding="utf-8"))
+    config, request = load_chain(run["chain"]), run["request"]
+    torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS = None
+    restorer = Restorer(config, pick_device(run["device"]), run["precision"], run["batch_size"], request["max_pixels"])
+    weights = weight_hashes(config)
+    job = Job(str(output), request["folder"], "", "overwrite", request["save_priors"], config.digest(), weights)
+    masks = InputSet((), output, Path(request["mask"]) if request["mask"] else None)
+    roots, folder = [*inputs, *run["input_roots"]], OutputFolder(output)
+    checked = remade = absent = 0
+    problems = [f"weights {n} differ from the run's" for n, h in run["weights_sha256"].items() if weights.get(n) != h]
+    for record in _sample(journal, sample):
+        checked += 1
+        found = list(_changed_files(record, job.folder, folder))
+        if record["status"] not in FAILURES and record["input_sha256"]:
+            if (there := _find_input(record, roots, restorer.limits)) is None:
+                absent += 1
+            else:
+                remade += 1
+                found += _made_again(record, *there, restorer, job, masks)
+        for problem in found:
+            print(problem)
+        problems += found
+    print(
+        f"{checked} records checked, {remade} made again, {absent} inputs no longer there, {len(problems)} problem(s)"
+    )
+    return 1 if problems else 0 if checked else 4

@@ -1,0 +1,106 @@
+"""Stage `prouigan`: a covered 16x16 face becomes an uncovered 128x128 face, with its geometry and its uncertainty."""
+
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from stages.base import Precision, Stage, StageConfig
+from stages.batch import FaceBatch
+from stages.consistency import agree, average_to, consistency_db
+from stages.networks.prouigan import INPUT_SIZE, OUTPUT_SIZE, ProUiganNet, ProUiganOutput
+from stages.weights import load_network
+
+LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
+# Expected absolute error (in [0, 1]) at which a pixel counts as half invented: the mean of the shipped network.
+HALF_INVENTED = 0.06
+# Spread of a landmark's heatmap, px of the 128 frame, at which its confidence is one half: about 5 % of the eye distance.
+HALF_CONFIDENT_PX = 4.0
+
+
+class ProUiganConfig(StageConfig):
+    """Options of `prouigan`."""
+
+    weights: str = "prouigan_128"  # name of a card in weights/
+    fidelity: float = Field(default=0.5, ge=0, le=1)  # 1: distortion-optimal, closest to the input; 0: sharpest
+    noise_slack: float = Field(default=2.0, ge=0, le=10)  # input noise that need not be reproduced, in its standard deviations
+
+
+class ProUigan(Stage[ProUiganConfig]):
+    """Restores covered CCTV thumbnails, blind or under a given mask.
+
+    Reads `image` (B, 3, n, n) RGB in [0, 1], n = 12..64, which is area-averaged to 16x16, and `observed`, with which the
+    visible part of the result agrees exactly. Writes `image` (B, 3, 128, 128), `landmarks`, `landmark_confidence`,
+    `face_score`, `heatmaps`, `parsing`, `occlusion`, `uncertainty`, `occluded_fraction` and `lr_consistency_db`.
+    Method: Zhang, Yu, Lu, Liu: Pro-UIGAN, IEEE TIP 31, 2022. Differs from it in: widths, token counts, a detail branch
+    behind `fidelity` instead of one adversarial answer, an uncertainty head, and the exact step at the end.
+    """
+
+    Config = ProUiganConfig
+    reads: ClassVar[frozenset[str]] = frozenset({"image", "observed"})
+    writes: ClassVar[frozenset[str]] = frozenset(
+        {"image", "landmarks", "landmark_confidence", "face_score", "heatmaps", "parsing", "occlusion", "uncertainty",
+         "occluded_fraction", "lr_consistency_db"}
+    )  # fmt: skip
+    accepts_px: ClassVar[tuple[int, int]] = (12, 64)
+
+    def __init__(self, config: ProUiganConfig, device: torch.device, precision: Precision) -> None:
+        super().__init__(config, device, precision)
+        network = load_network(config.weights, device, torch.bfloat16 if precision == "bf16" else torch.float32)
+        if not isinstance(network, ProUiganNet):
+            raise TypeError(f"prouigan: {config.weights} holds a {type(network).__name__}, not a restorer")
+        self.network = network
+
+    @torch.inference_mode()
+    def __call__(self, batch: FaceBatch) -> FaceBatch:
+        lq = average_to(batch.image, INPUT_SIZE).contiguous(memory_format=torch.channels_last)
+        given = None if batch.given_mask is None else average_to(batch.given_mask, INPUT_SIZE)
+        out = self.network(lq, given, detail=self.config.fidelity < 1)
+        occlusion = self._occlusion(out, batch.given_mask)
+        observed = batch.observed.float()
+        visible = visible_share(occlusion, observed.shape[-1])
+        image = out.images[-1]
+        if out.detail is not None:
+            image = image + (1 - self.config.fidelity) * out.detail
+        # Averaging n x n pixels to 16x16 divided the noise's standard deviation by n / 16.
+        slack = out.log_noise.exp() * self.config.noise_slack * max(1.0, observed.shape[-1] / INPUT_SIZE)
+        image = agree(image, observed, visible, torch.where(slack < 0.004 * self.config.noise_slack, 0.0, slack))
+        image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
+        error = out.log_scale.clamp(-7, 1).exp()
+        uncertainty = torch.maximum(error / (error + HALF_INVENTED), occlusion)
+        return batch.replace(
+            image=image,
+            landmarks=out.points[-1].float(),
+            landmark_confidence=1 / (1 + (out.spread[-1] / HALF_CONFIDENT_PX) ** 2),
+            face_score=torch.sigmoid(out.face_logit),
+            heatmaps=torch.softmax(out.heatmap_logits[-1].float().flatten(2), -1).view_as(out.heatmap_logits[-1]),
+            parsing=torch.softmax(out.parsing_logits[-1].float(), 1),
+            occlusion=occlusion,
+            uncertainty=uncertainty,
+            occluded_fraction=occlusion.mean((1, 2, 3)),
+            lr_consistency_db=consistency_db((image * 255).round() / 255, observed, visible),
+        )
+
+    @staticmethod
+    def _occlusion(out: ProUiganOutput, given: Tensor | None) -> Tensor:
+        """(B, 1, 128, 128): the given mask, or the last step's estimate."""
+        mask = torch.sigmoid(out.mask_logits[-1].float()) if given is None else given.float()
+        return F.interpolate(mask, size=(OUTPUT_SIZE, OUTPUT_SIZE), mode="bilinear", align_corners=False).clamp(0, 1)
+
+
+def visible_share(occlusion: Tensor, size: int) -> Tensor:
+    """(B, 1, size, size): 1 where neither a pixel of the input nor its neighbours are covered, falling to 0 with cover.
+
+    Neighbours count as the occluder's edge bleeds into them. Doubts below one third are taken for bare skin: an
+    estimate is never exactly 0.
+    """
+    cover = F.max_pool2d(average_to(occlusion, size), 3, 1, 1)
+    return 1 - ((cover - 1 / 3) * 3).clamp(0, 1)
+
+
+def luma(image: Tensor) -> Tensor:
+    """Grey picture (B, 3, H, W) of the same luma."""
+    weights = torch.tensor(LUMA, device=image.device, dtype=image.dtype).view(1, 3, 1, 1)
+    return (image * weights).sum(1, keepdim=True).expand(-1, 3, -1, -1)

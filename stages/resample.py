@@ -1,0 +1,82 @@
+"""Plain resampling: the honest baseline, and the way to bring pictures to another size between learned stages."""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from stages.base import Precision, Stage, StageConfig
+from stages.batch import FaceBatch
+
+LANCZOS_LOBES = 3
+
+
+class ResampleConfig(StageConfig):
+    """Options of `resample`."""
+
+    size: int = Field(default=128, ge=1, le=8192)  # px, the longer side of the output; the aspect is kept
+    method: Literal["lanczos", "bicubic", "nearest", "area"] = "bicubic"  # the first two blur first when shrinking
+
+
+def lanczos_matrix(source: int, target: int) -> Tensor:
+    """(target, source) float32 weights of Lanczos-3 resampling along one axis; rows sum to 1.
+
+    When shrinking, the kernel is widened by the ratio, so that nothing aliases. Edges use the samples there are.
+    Method: Duchon, Lanczos filtering in one and two dimensions, J. Appl. Meteorology 1979.
+    """
+    ratio = source / target
+    width = max(ratio, 1.0)
+    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * ratio - 0.5
+    offset = (torch.arange(source, dtype=torch.float64)[None] - centres[:, None]) / width  # (target, source)
+    weights = torch.sinc(offset) * torch.sinc(offset / LANCZOS_LOBES) * (offset.abs() < LANCZOS_LOBES)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def resample(image: Tensor, size: tuple[int, int], method: str) -> Tensor:
+    """Resample (B, C, H, W) pictures in [0, 1] to `size` (height, width); the result stays in [0, 1]."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    if method == "lanczos":
+        rows = lanczos_matrix(image.shape[-2], size[0]).to(image)
+        columns = lanczos_matrix(image.shape[-1], size[1]).to(image)
+        out = rows @ image @ columns.T
+    elif method == "bicubic":
+        out = F.interpolate(image, size=size, mode="bicubic", antialias=True)
+    else:
+        out = F.interpolate(image, size=size, mode={"nearest": "nearest-exact", "area": "area"}[method])
+    return out.clamp(0, 1)
+
+
+class Resample(Stage[ResampleConfig]):
+    """Brings the picture to another size without inventing anything.
+
+    Reads and writes `image`: (B, 3, H, W) RGB in [0, 1] of any size. Landmarks, maps and `to_source` that an earlier
+    stage wrote are brought to the new size with it.
+    """
+
+    Config = ResampleConfig
+    reads: ClassVar[frozenset[str]] = frozenset({"image"})
+    writes: ClassVar[frozenset[str]] = frozenset({"image"})
+    carries: ClassVar[frozenset[str]] = frozenset({"landmarks", "occlusion", "uncertainty", "to_source"})
+    generative: ClassVar[bool] = False
+
+    def __init__(self, config: ResampleConfig, device: torch.device, precision: Precision) -> None:
+        super().__init__(config, device, precision)
+
+    def __call__(self, batch: FaceBatch) -> FaceBatch:
+        height, width = batch.image.shape[-2:]
+        factor = self.config.size / max(height, width)
+        size = (max(1, round(height * factor)), max(1, round(width * factor)))
+        changes: dict[str, Tensor] = {"image": resample(batch.image, size, self.config.method)}
+        scale = torch.tensor([size[1] / width, size[0] / height], device=batch.image.device)  # (x, y)
+        if batch.landmarks is not None:
+            changes["landmarks"] = (batch.landmarks + 0.5) * scale - 0.5  # edges lie at -0.5 and size - 0.5
+        if batch.to_source is not None:
+            shift = batch.to_source[:, :, :2] @ (0.5 / scale - 0.5) + batch.to_source[:, :, 2]
+            changes["to_source"] = torch.cat([batch.to_source[:, :, :2] / scale, shift[:, :, None]], dim=2)
+        for name in ("occlusion", "uncertainty"):
+            if (value := getattr(batch, name)) is not None:
+                changes[name] = F.interpolate(value, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+        return batch.replace(**changes)

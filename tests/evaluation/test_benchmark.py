@@ -1,0 +1,65 @@
+"""Thumbnails, work counts and watching processes; no timing is asserted."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from evaluation import benchmark, memory
+
+
+def test_thumbnails_are_seeded_distinct_and_16_px(tmp_path: Path) -> None:
+    benchmark.make_thumbnails(tmp_path / "a", 12)
+    benchmark.make_thumbnails(tmp_path / "b", 12)
+    files = sorted((tmp_path / "a").iterdir())
+    contents = [f.read_bytes() for f in files]
+    assert len(files) == 12 and len(set(contents)) == 12
+    assert contents == [f.read_bytes() for f in sorted((tmp_path / "b").iterdir())]
+    assert all(Image.open(f).size == (16, 16) for f in files)
+
+
+def test_the_astronaut_fills_the_canonical_frame() -> None:
+    face = benchmark.example_faces()[0]
+    assert face.shape == (128, 128, 3)
+    mouth, cheek = face[90:98, 50:78].astype(float), face[75:85, 40:50].astype(float)
+    assert np.std(mouth) > np.std(cheek)  # teeth and lips against skin
+
+
+def test_the_peak_is_a_positive_rate() -> None:
+    assert benchmark.convolution_peak(torch.float32, torch.device("cpu"), seconds=0.01) > 1e8
+
+
+def test_work_is_counted_under_inference_mode_too() -> None:
+    layer, x = torch.nn.Conv2d(8, 16, 3, padding=1), torch.randn(2, 8, 10, 10)
+
+    @torch.inference_mode()
+    def call() -> torch.Tensor:
+        return layer(x)
+
+    assert benchmark.operations(call) == 2 * 9 * 8 * 16 * 100 * 2
+
+
+def test_statuses_are_counted_from_the_journal(tmp_path: Path) -> None:
+    (tmp_path / "_run").mkdir()
+    lines = [json.dumps({"status": s}) for s in ("ok", "ok", "corrupt")]
+    (tmp_path / "_run" / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    assert benchmark.journal_statuses(tmp_path) == {"ok": 2, "corrupt": 1}
+
+
+def test_tables_show_every_run() -> None:
+    speed = benchmark.Speed("bf16", 2000, 40.0, 50.0, {"ok": 2000}, 80.0, 2.5, 200.0, 400.0, 0.5, 0.31)
+    assert "| bf16 | 2000 | 40.0 | 50.0 | 80.0 | 2.50 | 200 | 400 | 50% | 31% |" in benchmark.table([speed])
+    peaks = [memory.Peak(200, 9, 700.0, 690.0, {}), memory.Peak(20000, 400, 2100.0, 900.0, {})]
+    assert memory.table(peaks).count("pass") == 1 and "**FAIL**" in memory.table(peaks)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="reads /proc")
+def test_watching_sees_the_memory_of_a_child_and_its_exit_code() -> None:
+    hold = "import time; block = bytearray(120 << 20); time.sleep(0.6); raise SystemExit(3)"
+    parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {hold!r}]).returncode)"
+    code, seconds, tree, single = memory.watch([sys.executable, "-c", parent])
+    assert code == 3 and seconds > 0.5 and tree > 120 and single > 120

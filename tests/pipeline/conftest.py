@@ -1,0 +1,100 @@
+"""Inputs and runs for the tests of the pipeline."""
+
+import io
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.config import ConfigError, load_chain
+from pipeline.engine import Request, run
+
+RESAMPLE: dict[str, Any] = {"version": 1, "name": "plain", "stages": [{"stage": "resample", "size": 32}]}
+
+
+def colour(seed: int, size: tuple[int, int] = (16, 16)) -> np.ndarray:
+    """A coloured noise picture, (H, W, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def huge_png(side: int) -> bytes:
+    """A valid black PNG of side x side pixels, one bit each: small on disk."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 9)
+    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def records(output: Path) -> dict[str, dict[str, Any]]:
+    """The journal by input."""
+    lines = (output / "_run" / "journal.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(line) for line in lines]
+    assert len({r["input"] for r in found}) == len(found), "more than one line for an input"
+    return {r["input"]: r for r in found}
+
+
+def tree(output: Path) -> dict[str, bytes]:
+    """Every file a run made but its records, by relative path."""
+    return {
+        p.relative_to(output).as_posix(): p.read_bytes()
+        for p in sorted(output.rglob("*"))
+        if p.is_file() and p.relative_to(output).parts[0] != "_run"
+    }
+
+
+def shipped_chain() -> str | None:
+    """The shipped chain where its weights are there."""
+    try:
+        load_chain("configs/cctv_restore.yaml")
+    except ConfigError:
+        return None
+    return "configs/cctv_restore.yaml"
+
+
+@pytest.fixture(params=["resample", "shipped"])
+def chain(request: pytest.FixtureRequest) -> str | dict[str, Any]:
+    """The chains that the promises of the pipeline are checked with."""
+    if request.param == "resample":
+        return RESAMPLE
+    shipped = shipped_chain()
+    if shipped is None:
+        pytest.skip("the shipped weights are not here")
+    return shipped
+
+
+@pytest.fixture
+def restore(tmp_path: Path) -> Callable[..., int]:
+    """Runs a request; `restore(folder, output, chain, ...)` gives the exit code."""
+
+    def call(inputs: Path | str, output: Path, config: str | dict[str, Any] = RESAMPLE, **options: Any) -> int:
+        return run(Request(inputs=(str(inputs),), output=output, config=config, **options))
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Forty small pictures of two sizes in two folders, some grey, some not square."""
+    made = tmp_path / "in"
+    (made / "sub").mkdir(parents=True)
+    for i in range(40):
+        pixels = colour(i, (16, 16) if i % 3 else (20, 18))
+        if i % 5 == 0:
+            pixels = np.repeat(pixels[..., :1], 3, axis=2)
+        (made / ("sub" if i % 2 else ".") / f"face{i:02d}.png").write_bytes(png(pixels))
+    return made

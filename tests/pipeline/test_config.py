@@ -1,0 +1,154 @@
+"""Mistakes in a chain are all found before anything is touched, and said with file, path and nearest key."""
+
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+
+from pipeline.config import ConfigError, apply_override, load_chain, parse_yaml
+from stages import STAGES
+from stages.base import Precision, Stage, StageConfig
+from stages.batch import FaceBatch
+
+
+class NeedsLandmarks(Stage[StageConfig]):
+    """A stage for tests that cannot stand first."""
+
+    Config = StageConfig
+    reads: ClassVar[frozenset[str]] = frozenset({"landmarks"})
+    writes: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    def __init__(self, config: StageConfig, device: torch.device, precision: Precision) -> None:
+        super().__init__(config, device, precision)
+
+    def __call__(self, batch: FaceBatch) -> FaceBatch:
+        return batch
+
+
+class NeedsWeights(NeedsLandmarks):
+    """A stage for tests whose weights are nowhere."""
+
+    reads: ClassVar[frozenset[str]] = frozenset({"image"})
+
+    @classmethod
+    def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
+        return ("not_there_v9",)
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "chain.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+HEAD = "version: 1\nname: t\nstages:\n  - stage: resample\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            HEAD + "    sise: 3\n",
+            r'chain\.yaml: stages\[0\]\.sise = 3: unknown option of "resample"; did you mean "size"\?',
+        ),
+        (HEAD + "    size: big\n", r"chain\.yaml: stages\[0\]\.size = 'big': .*integer"),
+        (HEAD + "    size: 0\n", r"stages\[0\]\.size = 0: .*greater than or equal to 1"),
+        (HEAD + "    method: cubic\n", r"stages\[0\]\.method = 'cubic': .*bicubic"),
+        (HEAD + "seeed: 3\n", r'seeed = 3: unknown option of the chain; did you mean "seed"\?'),
+        (HEAD + "seed: yes\n", r"seed = True: .*integer"),
+        (HEAD + "verdict: {min_face_scor: 1}\n", r'verdict\.min_face_scor = 1: .*did you mean "min_face_score"'),
+        ("version: 2\nname: t\nstages: [{stage: resample}]\n", r"version = 2: .*1"),
+        ("name: t\nstages: [{stage: resample}]\n", r"version: the chain needs this option"),
+        ("version: 1\nname: t\nstages: [{stage: resampel}]\n", r"stages\[0\]\.stage = 'resampel': .*\"resample\"\?"),
+        ("version: 1\nname: t\nstages: [{size: 3}]\n", r"stages\[0\]\.stage = None: unknown stage; known: "),
+        ("version: 1\nname: t\nstages: []\n", r"stages = \[\]: .*at least 1"),
+        ("version: 1\nname: t\nstages: {stage: resample}\n", r"stages = .*list"),
+        ("- 1\n", r"expected a mapping"),
+        ("version: 1\n  name: t\n", r"line 2.*not valid YAML"),
+        (HEAD + "seed: 1\nseed: 2\n", r"line 6.*'seed' is given twice"),
+        (HEAD + "seed: !!python/object/apply:os.system ['true']\n", r"not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_chain(written(tmp_path, text))
+
+
+def test_all_mistakes_come_together(tmp_path: Path) -> None:
+    text = "version: 3\nname: t\nstages:\n  - {stage: resample, sise: 3}\n  - {stage: nosuch}\nother: 1\n"
+    with pytest.raises(ConfigError) as caught:
+        load_chain(written(tmp_path, text))
+    assert len(caught.value.problems) == 4
+
+
+def test_a_stage_that_reads_what_nobody_wrote_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "needy", NeedsLandmarks)
+    chain = {"version": 1, "name": "t", "stages": [{"stage": "resample"}, {"stage": "needy"}]}
+    with pytest.raises(
+        ConfigError, match=r"stages\[1\]\.stage = 'needy': reads \"landmarks\", which no earlier stage writes"
+    ):
+        load_chain(chain)
+
+
+def test_missing_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "weighty", NeedsWeights)
+    with pytest.raises(ConfigError, match=r"stages\[0\]\.weights = 'not_there_v9': no card"):
+        load_chain({"version": 1, "name": "t", "stages": [{"stage": "weighty"}]})
+
+
+def test_tampered_weights_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from torch import nn
+
+    from stages.networks import NETWORKS
+    from stages.weights import save_weights
+
+    monkeypatch.setenv("REVISAGE_WEIGHTS", str(tmp_path))
+    monkeypatch.setitem(NETWORKS, "tiny", lambda: nn.Linear(2, 2))
+    card = {
+        "architecture": "tiny", "arguments": {}, "input": {}, "data": {}, "recipe": {}, "metrics": [],
+        "licence": "none", "limits": "none",
+    }  # fmt: skip
+    path = save_weights("not_there_v9", nn.Linear(2, 2), card)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+    monkeypatch.setitem(STAGES, "weighty", NeedsWeights)
+    with pytest.raises(ConfigError, match=r"stages\[0\]\.weights = 'not_there_v9': .*SHA-256 is"):
+        load_chain({"version": 1, "name": "t", "stages": [{"stage": "weighty"}]})
+
+
+def test_overrides_are_read_as_yaml() -> None:
+    raw = {"stages": [{"stage": "resample"}]}
+    apply_override(raw, "stages.0.size=64")
+    apply_override(raw, "stages[0].method=area")
+    apply_override(raw, "verdict.min_face_score=0.25")
+    assert raw == {"stages": [{"stage": "resample", "size": 64, "method": "area"}], "verdict": {"min_face_score": 0.25}}
+
+
+@pytest.mark.parametrize("assignment", ["stages.7.size=3", "stages.0.size", "name.x.y=1", "=3"])
+def test_an_override_that_leads_nowhere_is_refused(assignment: str) -> None:
+    chain = {"version": 1, "name": "t", "stages": [{"stage": "resample"}]}
+    with pytest.raises(ConfigError, match="--set"):
+        load_chain(chain, overrides=[assignment])
+
+
+def test_fidelity_without_a_stage_that_has_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="no stage of this chain has a fidelity"):
+        load_chain("configs/bicubic.yaml", fidelity=0.3)
+
+
+def test_a_resolved_chain_loads_to_itself() -> None:
+    config = load_chain("configs/bicubic.yaml")
+    assert load_chain(config.resolved()).digest() == config.digest()
+
+
+def test_a_config_that_is_not_there_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r'did you mean "configs/bicubic\.yaml"'):
+        load_chain("configs/bicubik.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/**/*.yaml")), ids=lambda p: p.name)
+def test_every_shipped_config_is_sound(path: Path) -> None:
+    raw = parse_yaml(path.read_text(encoding="utf-8"), path.name)
+    assert path.read_text(encoding="utf-8").startswith("# "), "the first line says what it is for"
+    if "stages" in raw and all(s["stage"] in STAGES for s in raw["stages"]):
+        load_chain(path, check_weights=False)

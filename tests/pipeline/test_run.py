@@ -1,0 +1,397 @@
+"""Runs as a user starts them: same tree whatever the company, resume, locks, names, records."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.config import ConfigError
+from pipeline.engine import Request, run
+from pipeline.images import sha256
+from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
+from pipeline.planning import InputError, target_of
+from pipeline.verify import verify
+from tests.pipeline.conftest import RESAMPLE, colour, png, records, tree
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "run_pipeline.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        **options,
+    )
+
+
+def test_the_tree_is_the_same_whatever_batch_order_and_workers(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], chain: Any
+) -> None:
+    assert restore(folder, tmp_path / "a", chain, workers=1, batch_size=16) == 0
+    assert restore(folder, tmp_path / "b", chain, workers=1, batch_size=3) == 0
+    assert restore(folder, tmp_path / "c", chain, workers=3, batch_size=8) == 0
+    listed = tmp_path / "in" / "list.txt"
+    paths = sorted((p.relative_to(folder).as_posix() for p in folder.rglob("*.png")), reverse=True)
+    listed.write_text("\n".join(paths))
+    assert restore(listed, tmp_path / "d", chain, workers=2) == 0
+    expected = tree(tmp_path / "a")
+    assert sum(path.startswith("restored/") for path in expected) >= 30
+    for other in "bcd":
+        assert tree(tmp_path / other) == expected, other
+    assert list(records(tmp_path / "a")) == list(records(tmp_path / "c")), "the journal stands in input order"
+
+
+def test_a_killed_run_continues_to_the_same_tree(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
+    for i in range(400):
+        (folder / f"more{i}.png").write_bytes(png(colour(100 + i)))
+    restore(folder, tmp_path / "whole", "configs/bicubic.yaml", workers=1)
+    expected, out = tree(tmp_path / "whole"), tmp_path / "killed"
+    started = [
+        sys.executable, str(ROOT / "run_pipeline.py"), "restore", "-i", str(folder), "-o", str(out),
+        "-c", "configs/bicubic.yaml", "--workers", "2",
+    ]  # fmt: skip
+    journal = out / "_run" / "journal.jsonl"
+    for wanted in (1, 150, 300):
+        process = subprocess.Popen(started, cwd=ROOT, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") >= wanted:
+                break
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    with open(journal, "ab") as torn:
+        torn.write(b'{"input": "half a li')
+    (out / "restored" / ".revisage-1-1").write_bytes(b"left by a killed run")
+    (out / "_run" / "lock").write_text("99999")
+    victim = next(iter(p for p in (out / "restored").glob("*.png")))
+    victim.write_bytes(b"")  # an empty file must not count as done
+    assert command("restore", "-i", folder, "-o", out, "-c", "configs/bicubic.yaml").returncode == 0
+    assert tree(out) == expected
+    assert list(records(out)) == list(records(tmp_path / "whole"))
+
+
+def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    for i in range(3000):
+        (folder / f"{i}.png").write_bytes(png(colour(i % 7)))
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "run_pipeline.py"), "restore", "-i", str(folder), "-o", str(out), "-c",
+         "configs/bicubic.yaml", "--workers", "2"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (out / "_run" / "journal.jsonl").exists() or not records(out):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and "not reached" in said
+    assert json.loads((out / "_run" / "run.json").read_text())["interrupted"]
+    done = records(out)
+    assert 0 < len(done) < 3000
+    assert all((out / r["output"]).is_file() for r in done.values())
+
+
+def test_resume_skips_only_what_is_proven(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
+    out = tmp_path / "out"
+    restore(folder, out, workers=1)
+    first = tree(out)
+    before = {p: p.stat().st_mtime_ns for p in (out / "restored").rglob("*.png")}
+    changed = out / "restored" / "face00.png"
+    changed.write_bytes(b"not what was written")
+    (out / "restored" / "face02.png").unlink()
+    (folder / "face04.png").write_bytes(png(colour(999)))
+    restore(folder, out, workers=1)
+    touched = {p.name for p, t in before.items() if p.stat().st_mtime_ns != t}
+    assert touched == {"face00.png", "face02.png", "face04.png"}
+    now = tree(out)
+    assert {k: v for k, v in now.items() if "face04" not in k} == {k: v for k, v in first.items() if "face04" not in k}
+    assert json.loads((out / "_run" / "run.json").read_text())["kept_from_earlier_run"] == 37
+
+
+def test_another_chain_does_the_work_again(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
+    out = tmp_path / "out"
+    restore(folder, out, workers=1)
+    restore(folder, out, workers=1, overrides=("stages.0.size=40",))
+    assert Image.open(out / "restored" / "face01.png" if (out / "restored" / "face01.png").exists() else
+                      out / "restored" / "sub" / "face01.png").size == (40, 40)  # fmt: skip
+
+
+def test_an_output_whose_input_has_gone_bad_is_removed(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    out = tmp_path / "out"
+    restore(folder, out, workers=1)
+    (folder / "face00.png").write_bytes(b"bad now")
+    assert restore(folder, out, workers=1) == 1
+    assert not (out / "restored" / "face00.png").exists()
+    assert records(out)["face00.png"]["status"] == "corrupt"
+
+
+def test_existing_files_are_skipped_or_refused_when_asked(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    out = tmp_path / "out"
+    (out / "restored").mkdir(parents=True)
+    (out / "restored" / "face00.png").write_bytes(b"mine")
+    with pytest.raises(OutputError, match=r"exist already.*\n.*face00"):
+        restore(folder, out, workers=1, on_exists="error")
+    assert restore(folder, out, workers=1, on_exists="skip") == 0
+    assert (out / "restored" / "face00.png").read_bytes() == b"mine"
+    assert "face00.png" not in records(out)
+    assert restore(folder, out, workers=1) == 0
+    assert (out / "restored" / "face00.png").read_bytes() != b"mine"
+    assert restore(folder, out, workers=1, on_exists="error") == 0, "its own results are no obstacle"
+
+
+def test_two_runs_cannot_share_an_output(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
+    lock = OutputLock(tmp_path / "out" / "_run" / "lock")
+    with pytest.raises(OutputError, match=f"another run is at work in .*process {os.getpid()}"):
+        restore(folder, tmp_path / "out", workers=1)
+    lock.release()
+    assert restore(folder, tmp_path / "out", workers=1) == 0
+
+
+def test_colliding_names_are_refused_before_anything_is_written(tmp_path: Path, restore: Callable[..., int]) -> None:
+    for names in (["x.jpg", "x.jpg.png"], ["Straße.png", "STRASSE.png"], ["e\u0301.png", "\u00e9.png"]):
+        folder = tmp_path / sha256(names[0].encode())[:6]
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(png(colour(0)))
+        if len(list(folder.iterdir())) < 2:
+            continue  # this file system takes the two names for one
+        with pytest.raises(InputError, match="overwrite each other"):
+            restore(folder, tmp_path / "out", workers=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_long_names_are_cut_the_same_way_every_time() -> None:
+    name = "d/" + "\U0001f3a5" * 62 + "a.jpg"  # 253 bytes
+    target = target_of(name)
+    assert target == target_of(name) and len(target.rpartition("/")[2].encode()) + 4 <= 255
+    assert target_of("a/b.PNG") == "a/b" and target_of("a/b.jpg") == "a/b.jpg" and target_of(".png") == ".png"
+    assert target_of("n" * 251 + ".png") == "n" * 251
+
+
+def test_a_name_of_255_bytes_and_one_that_is_no_unicode_are_restored(
+    tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    (folder / ("n" * 251 + ".jpg")).write_bytes(png(colour(0)))
+    with open(os.fsencode(folder) + b"/caf\xe9.png", "wb") as file:
+        file.write(png(colour(1)))
+    assert restore(folder, out, workers=1) == 0
+    assert len(tree(out)) == 2 and (out / "_run" / "report.html").is_file()
+
+
+def test_an_output_inside_the_input_is_not_read_again(folder: Path, restore: Callable[..., int]) -> None:
+    for _ in range(2):
+        assert restore(folder, folder, workers=1) == 0
+        assert len(records(folder)) == 40
+    with pytest.raises(InputError, match="part of the output"):
+        restore(folder / "restored", folder, workers=1)
+
+
+def test_files_globs_and_lists_are_inputs(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
+    restore(folder / "face00.png", tmp_path / "file", workers=1)
+    assert set(records(tmp_path / "file")) == {"face00.png"}
+    restore(f"{folder}/**/face0*.png", tmp_path / "glob", workers=1)
+    assert set(records(tmp_path / "glob")) == {
+        f"face0{i}.png" if i % 2 == 0 else f"sub/face0{i}.png" for i in range(10)
+    }
+    (tmp_path / "elsewhere.txt").write_text(f"{folder}/face00.png\n{folder}/sub/face01.png\n")
+    restore(tmp_path / "elsewhere.txt", tmp_path / "list", workers=1)
+    assert set(records(tmp_path / "list")) == {"in/face00.png", "in/sub/face01.png"}
+    with pytest.raises(InputError, match="no such file"):
+        restore(tmp_path / "nothing", tmp_path / "x", workers=1)
+
+
+def test_nothing_to_do_is_not_success(tmp_path: Path, restore: Callable[..., int]) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "readme.md").write_text("no picture")
+    assert restore(tmp_path / "in", tmp_path / "out") == 4
+
+
+def test_fail_fast_begins_nothing_after_a_failure(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
+    (folder / "aaa.png").write_bytes(b"")
+    assert restore(folder, tmp_path / "out", workers=1, batch_size=1, fail_fast=True) == 1
+    assert len(records(tmp_path / "out")) < 30
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(Request((str(folder),), tmp_path / "out", RESAMPLE), dry_run=True) == 0
+    printed = capsys.readouterr().out
+    assert (
+        "stages[0] resample: size=32" in printed
+        and str(tmp_path / "out" / "restored" / "sub" / "face01.png") in printed
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_configuration_touches_nothing(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
+    with pytest.raises(ConfigError):
+        restore(folder, tmp_path / "out", RESAMPLE, overrides=("stages.0.sise=3",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_carry_their_record_and_no_time(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], chain: Any
+) -> None:
+    out = tmp_path / "out"
+    restore(folder, out, chain, workers=1)
+    record = next(r for r in records(out).values() if r["output"])
+    text = Image.open(out / record["output"]).text  # type: ignore[attr-defined]
+    short = json.loads(text["Revisage"])
+    assert short["input_sha256"] == record["input_sha256"] and short["verdict"] == record["verdict"]
+    expected = "compositeWithTrainedAlgorithmicMedia" if isinstance(chain, str) else "algorithmicallyEnhanced"
+    assert f"http://cv.iptc.org/newscodes/digitalsourcetype/{expected}" in text["XML:com.adobe.xmp"]
+    assert ("Not for identification" in text["Disclaimer"]) == isinstance(chain, str)
+    assert record["output_sha256"] == sha256((out / record["output"]).read_bytes())
+
+
+def test_the_report_is_one_file_with_the_original_first(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    (folder / "<script>alert(1)<&.png").write_bytes(png(colour(5)))
+    restore(folder, tmp_path / "out", workers=1)
+    html = (tmp_path / "out" / "_run" / "report.html").read_text()
+    assert "<script>alert" not in html and "&lt;script&gt;" in html
+    assert "http://" not in html.replace("http://cv.iptc.org", "") and "https://" not in html
+    assert html.index("<figcaption>original") < html.index("<figcaption>result")
+    assert html.count("data:image/png;base64,") == 2 * 41
+
+
+def test_large_runs_get_pages(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.report.PAGE_ITEMS", 10)
+    monkeypatch.setattr("pipeline.report.MOST_ITEMS", 25)
+    (folder / "zzz.png").write_bytes(b"")
+    restore(folder, tmp_path / "out", workers=1)
+    pages = sorted(p.name for p in (tmp_path / "out" / "_run").glob("report*.html"))
+    assert pages == ["report.html", "report_0002.html", "report_0003.html"]
+    together = "".join((tmp_path / "out" / "_run" / p).read_text() for p in pages)
+    assert together.count('class="item ') == 25 and "zzz.png" in together, (
+        "what failed is never left out for what is ok"
+    )
+
+
+def test_verify_finds_a_changed_output(folder: Path, tmp_path: Path, restore: Callable[..., int], chain: Any) -> None:
+    out = tmp_path / "out"
+    restore(folder, out, chain, workers=1)
+    assert verify(out) == 0 and verify(out, sample=5) == 0
+    victim = next(r["output"] for r in records(out).values() if r["output"])
+    data = bytearray((out / victim).read_bytes())
+    data[-20] ^= 1
+    (out / victim).write_bytes(data)
+    assert verify(out) == 1
+
+
+def test_a_given_mask_is_noted_and_part_of_the_key(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
+    masks = tmp_path / "masks"
+    (masks / "sub").mkdir(parents=True)
+    (masks / "sub" / "face01.png").write_bytes(png(np.full((8, 8), 255, np.uint8)))
+    out = tmp_path / "out"
+    restore(folder, out, workers=1, mask=masks)
+    found = records(out)
+    assert found["sub/face01.png"]["notes"]["given_mask"] and "given_mask" not in found["face00.png"]["notes"]
+    (masks / "sub" / "face01.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
+    restore(folder, out, workers=1, mask=masks)
+    assert json.loads((out / "_run" / "run.json").read_text())["kept_from_earlier_run"] == 39
+    (masks / "face00.png").write_bytes(b"no mask")
+    assert restore(folder, out, workers=1, mask=masks) == 1
+    assert "mask" in records(out)["face00.png"]["error"]
+
+
+def test_a_worker_that_dies_costs_only_the_culprit(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.worker import Worker
+
+    whole = Worker._load
+
+    def deadly(self: Worker, task: Any, *rest: Any, **options: Any) -> Any:
+        if task.name == "face00.png":
+            os._exit(9)
+        return whole(self, task, *rest, **options)
+
+    monkeypatch.setattr(Worker, "_load", deadly)
+    assert restore(folder, tmp_path / "out", workers=2, batch_size=4) == 1
+    found = records(tmp_path / "out")
+    assert len(found) == 40
+    assert {n for n, r in found.items() if r["status"] != "ok"} == {"face00.png"}
+    assert "worker process died" in found["face00.png"]["error"]
+
+
+def test_a_full_disk_ends_the_run_with_a_clear_word(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    for workers in (1, 2):
+        with pytest.raises(OutputLostError, match="No space left on device; mend that and run the same command again"):
+            restore(folder, tmp_path / "out", workers=workers)
+
+
+def test_writes_never_leave_the_output(tmp_path: Path) -> None:
+    output = OutputFolder(tmp_path / "out")
+    for path in ("../x.png", "/etc/x.png", "a/../../x", "a//b", "a\0b"):
+        with pytest.raises(OutputError, match="not a plain path"):
+            output.write(path, b"")
+    (tmp_path / "out").mkdir()
+    os.symlink(tmp_path, tmp_path / "out" / "restored")
+    with pytest.raises(OutputError, match="leads out of"):
+        output.write("restored/x.png", b"")
+
+
+def test_a_failing_batch_is_tried_face_by_face_and_nan_again_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.restorer import Restorer
+    from stages.resample import Resample
+
+    def moody(self: Resample, batch: Any) -> Any:
+        values = batch.image.mean((1, 2, 3))
+        if bool((values < 0.01).any()):
+            raise RuntimeError("cannot stand black")
+        spoilt = torch.where((values > 0.99) & (self.precision == "bf16"), torch.nan, 1.0)
+        return batch.replace(image=batch.image * spoilt[:, None, None, None])
+
+    monkeypatch.setattr(Resample, "__call__", moody)
+    pictures = [np.full((16, 16), v, np.uint8) for v in (0, 100, 255)]
+    black, middle, white = Restorer.from_config(RESAMPLE, precision="bf16", device="cpu").restore(pictures)
+    assert black.status == "failed" and "stages[0] (resample): RuntimeError: cannot stand black" in (black.error or "")
+    assert middle.status == "ok" and white.status == "ok" and white.notes["redone_in"] == "fp32"
+    assert Restorer.from_config(RESAMPLE, precision="fp32", device="cpu").restore(pictures)[2].status == "ok"
+
+
+def test_help_is_fast_and_imports_no_torch() -> None:
+    code = "import sys, pipeline.cli; pipeline.cli.build_parser().format_help(); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_wrong_usage_gives_exit_code_2(folder: Path, tmp_path: Path) -> None:
+    assert command("restore", "-i", folder).returncode == 2
+    ray = command("restore", "-i", folder, "-o", tmp_path / "o", "--engine", "ray")
+    assert ray.returncode == 2 and "not part of this version" in ray.stderr
+    wrong = command(
+        "restore", "-i", folder, "-o", tmp_path / "o", "-c", "configs/bicubic.yaml", "--set", "stages.0.sise=3"
+    )
+    assert wrong.returncode == 2 and 'did you mean "size"' in wrong.stderr and "Traceback" not in wrong.stderr
+    assert not (tmp_path / "o").exists()

@@ -1,0 +1,79 @@
+"""The generator: shapes, masks, independence of the batch, and that it can learn."""
+
+import pytest
+import torch
+
+from stages.networks.prouigan import ProUiganNet
+
+TINY = {"widths": (16, 16, 16, 8), "blocks": (1, 0, 0), "dilations": ((1,), (1,), (1,)), "landmark_width": 16, "landmark_dilations": ((1,), (1,), (1,)), "attention_width": 16, "heads": 2}
+
+
+@pytest.fixture
+def network() -> ProUiganNet:
+    torch.manual_seed(0)
+    made = ProUiganNet(**TINY)
+    for p in made.parameters():  # heads start at zero: move them, else every test sees bicubic
+        p.data += 0.05 * torch.randn_like(p)
+    return made.eval()
+
+
+def test_every_step_gives_its_picture_and_priors(network: ProUiganNet) -> None:
+    out = network(torch.rand(2, 3, 16, 16), detail=True)
+    assert [tuple(i.shape) for i in out.images] == [(2, 3, s, s) for s in (32, 64, 128)]
+    assert [i.shape[-1] for i in out.heatmap_logits] == [16, 32, 32]
+    assert [i.shape[-1] for i in out.mask_logits] == [16, 32, 64]
+    assert all(p.shape == (2, 68, 2) and (p >= -0.5).all() and (p <= 127.5).all() for p in out.points)
+    assert out.parsing_logits[-1].shape == (2, 19, 32, 32)
+    assert out.log_scale is not None and out.log_scale.shape == (2, 1, 128, 128)
+    assert out.detail is not None and out.detail.shape == (2, 3, 128, 128)
+
+
+def test_a_face_alone_equals_the_same_face_in_a_batch(network: ProUiganNet) -> None:
+    lq = torch.rand(3, 3, 16, 16)
+    with torch.inference_mode():
+        assert torch.allclose(network(lq).images[-1][1:2], network(lq[1:2]).images[-1], atol=1e-5)
+
+
+def test_an_untrained_network_is_bicubic_where_nothing_is_covered() -> None:
+    lq = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        out = ProUiganNet(**TINY)(lq, torch.zeros(1, 1, 16, 16))
+    wanted = lq
+    for _ in range(3):
+        wanted = torch.nn.functional.interpolate(wanted, scale_factor=2.0, mode="bicubic")
+    assert torch.allclose(out.images[-1], wanted, atol=1e-3)
+
+
+def test_no_colour_leaks_through_the_skip_of_a_given_mask() -> None:
+    lq, mask = torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, 1, 16, 16)
+    lq[..., 4:12, 4:12], mask[..., 4:12, 4:12] = 1.0, 1.0
+    torch.manual_seed(0)
+    network = ProUiganNet(**TINY)  # its residual is zero: what shows is the skip alone
+    with torch.inference_mode():
+        leaked = network(lq).images[-1][..., 48:80, 48:80].mean()
+        masked = network(lq, mask).images[-1][..., 48:80, 48:80].mean()
+    assert leaked > 0.9 and abs(masked - 0.5) < 0.01
+
+
+def test_a_given_mask_is_used_only_where_known(network: ProUiganNet) -> None:
+    lq, mask = torch.rand(2, 3, 16, 16), torch.ones(2, 1, 16, 16)
+    with torch.inference_mode():
+        blind = network(lq).images[-1]
+        mixed = network(lq, mask, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)).images[-1]
+    assert torch.allclose(blind[0], mixed[0], atol=1e-5)
+    assert not torch.allclose(blind[1], mixed[1], atol=1e-3)
+
+
+def test_a_few_steps_lower_the_loss() -> None:
+    torch.manual_seed(0)
+    network, lq = ProUiganNet(**TINY), torch.rand(4, 3, 16, 16)
+    truth = torch.nn.functional.interpolate(lq, size=(128, 128), mode="nearest")
+    optimiser = torch.optim.AdamW(network.parameters(), 3e-3)
+    values = []
+    for _ in range(12):
+        loss = (network(lq).images[-1] - truth).abs().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        values.append(loss.item())
+    assert values[-1] < 0.9 * values[0]

@@ -1,0 +1,233 @@
+"""The training loop every network shares: exact resume, EMA, checkpoints, sample grids, TensorBoard.
+
+A task says what to train; the loop says when. Sample number i of a run is always the same sample (its random numbers
+come from the run's seed and i), so a run that was stopped and resumed sees what an unbroken run would have seen.
+"""
+
+import copy
+import json
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from training.optimiser import build_optimiser
+
+
+class LoopConfig(BaseModel):
+    """Options of the loop."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    run: Path  # folder for checkpoints, grids and logs
+    steps: int = Field(gt=0)
+    batch_size: int = Field(default=32, gt=0)
+    lr: float = Field(default=4e-4, gt=0)
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    weight_decay: float = Field(default=1e-4, ge=0)
+    warmup: int = Field(default=200, ge=0)  # steps of linear rise
+    final_lr: float = Field(default=0.02, ge=0, le=1)  # share of lr left at the end of the schedule
+    schedule: Literal["cosine", "flat"] = "cosine"  # flat: constant, then linear to final_lr over the last quarter
+    ema: float = Field(default=0.999, ge=0, lt=1)
+    clip: float = Field(default=1.0, gt=0)  # gradient norm
+    checkpoint_minutes: float = Field(default=4.0, gt=0)
+    grid_steps: int = Field(default=500, gt=0)
+    log_steps: int = Field(default=50, gt=0)
+    workers: int = Field(default=1, ge=0)  # loader processes
+    seed: int = 0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    channels_last: bool = True
+
+    def resolved_device(self) -> torch.device:
+        wanted = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        return torch.device(wanted)
+
+
+class Task(ABC):
+    """What is trained.
+
+    Attributes:
+        network: the network whose EMA is kept and saved.
+        others: further trained networks (discriminators), checkpointed with their own optimiser.
+    """
+
+    network: nn.Module
+    others: dict[str, nn.Module]
+
+    @abstractmethod
+    def sample(self, index: int) -> dict[str, np.ndarray]:
+        """Training sample number `index`; the same index always gives the same sample."""
+
+    @abstractmethod
+    def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Loss of `network` on a batch and the parts of it worth logging (detached tensors or floats)."""
+
+    def other_loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]] | None:
+        """Loss of `others` on the same batch, after `network` was updated; None where there is none."""
+        return None
+
+    def grid(self, network: nn.Module) -> np.ndarray | None:
+        """A picture (H, W, 3) uint8 of what the network does on fixed validation samples."""
+        return None
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Validation figures of the network."""
+        return {}
+
+
+class _Samples(Dataset[dict[str, np.ndarray]]):
+    def __init__(self, sample: Callable[[int], dict[str, np.ndarray]], first: int, count: int) -> None:
+        self.sample, self.first, self.count = sample, first, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return self.sample(self.first + index)
+
+
+def rng_of(seed: int, index: int) -> np.random.Generator:
+    """The random numbers of sample `index` of a run."""
+    return np.random.default_rng([seed, index])
+
+
+def lr_share(step: int, config: LoopConfig) -> float:
+    """Share of the full learning rate at `step`."""
+    if step < config.warmup:
+        return (step + 1) / config.warmup
+    done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    if config.schedule == "cosine":
+        return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + float(np.cos(np.pi * done)))
+    return 1.0 if done < 0.75 else config.final_lr + (1 - config.final_lr) * (1 - done) / 0.25
+
+
+def _write_grid(path: Path, picture: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(picture).save(path)
+
+
+def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = False) -> nn.Module:
+    """Train until `config.steps`; returns the EMA network.
+
+    Args:
+        record: the resolved configuration, kept beside the checkpoints.
+        resume: go on from `run/checkpoint.pt` if it is there. Without it a run folder that holds one is refused.
+
+    Raises:
+        FileExistsError: the run folder holds a checkpoint and `resume` is False.
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    device = config.resolved_device()
+    config.run.mkdir(parents=True, exist_ok=True)
+    checkpoint = config.run / "checkpoint.pt"
+    if checkpoint.exists() and not resume:
+        raise FileExistsError(f"{checkpoint} exists; go on with --resume, or name another run folder")
+    torch.manual_seed(config.seed)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    network = task.network.to(device).to(memory_format=layout)
+    optimiser = build_optimiser(network, config.optimiser, config.lr, config.weight_decay)
+    others = nn.ModuleDict(task.others).to(device).to(memory_format=layout)
+    other_optimiser = torch.optim.AdamW(others.parameters(), config.lr, (0.5, 0.99), weight_decay=0) if len(others) else None
+    ema = {k: v.detach().clone().float() for k, v in network.state_dict().items()}
+    step = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        if other_optimiser is not None and "others" in state:
+            others.load_state_dict(state["others"])
+            other_optimiser.load_state_dict(state["other_optimiser"])
+        ema, step = state["ema"], state["step"]
+        torch.set_rng_state(state["rng"].cpu())
+    (config.run / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+    loader = DataLoader(
+        _Samples(task.sample, step * config.batch_size, (config.steps - step) * config.batch_size),
+        batch_size=config.batch_size, num_workers=config.workers, prefetch_factor=4 if config.workers else None,
+    )  # fmt: skip
+
+    def save() -> None:
+        state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema, "step": step, "rng": torch.get_rng_state()}
+        if other_optimiser is not None:
+            state |= {"others": others.state_dict(), "other_optimiser": other_optimiser.state_dict()}
+        temporary = checkpoint.with_suffix(".part")
+        torch.save(state, temporary)
+        os.replace(temporary, checkpoint)
+
+    def ema_network() -> nn.Module:
+        averaged = copy.deepcopy(network)
+        averaged.load_state_dict(ema)
+        return averaged.eval()
+
+    def report(seen: int) -> None:
+        kept = ema_network()
+        figures = task.validate(kept)
+        picture = task.grid(kept)
+        if picture is not None:
+            _write_grid(config.run / f"grid_{step:07d}.png", picture)
+        for key, value in figures.items():
+            writer.add_scalar(f"validation/{key}", value, step)
+        with (config.run / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "samples": seen, "time": round(time.time()), "validation": figures}) + "\n")
+
+    writer = SummaryWriter(str(config.run / "tensorboard"))
+    last_save, last_log = time.monotonic(), time.monotonic()
+    sums: dict[str, float] = {}
+    pending: list[dict[str, Tensor | float]] = []
+    for batch in loader:
+        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        share = lr_share(step, config)
+        for group in optimiser.param_groups:
+            group["lr"] = group["base_lr"] * share
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            loss, parts = task.loss(batch, step)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+        if torch.isfinite(norm):
+            optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if other_optimiser is not None:
+            for group in other_optimiser.param_groups:
+                group["lr"] = config.lr * share
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                other = task.other_loss(batch, step)
+            if other is not None:
+                other[0].backward()
+                other_optimiser.step()
+                other_optimiser.zero_grad(set_to_none=True)
+                parts = parts | other[1]
+        step += 1
+        decay = min(config.ema, (1 + step) / (10 + step))
+        with torch.no_grad():
+            own = network.state_dict()
+            torch._foreach_lerp_([ema[k] for k in ema], [own[k].float() for k in ema], 1 - decay)
+        pending.append({"loss": loss.detach(), "norm": norm} | parts)
+        if step % config.log_steps == 0 or step == config.steps:
+            keys = sorted({k for p in pending for k in p})
+            sums = {k: float(np.mean([float(p[k]) for p in pending if k in p])) for k in keys}
+            speed = len(pending) * config.batch_size / (time.monotonic() - last_log)
+            line = {"step": step, "samples": step * config.batch_size, "lr": optimiser.param_groups[0]["lr"], "per_second": round(speed, 1)}
+            with (config.run / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line | {k: round(v, 5) for k, v in sums.items()}) + "\n")
+            for key, value in sums.items():
+                writer.add_scalar(f"training/{key}", value, step)
+            pending, last_log = [], time.monotonic()
+        if step % config.grid_steps == 0 or step == config.steps:
+            report(step * config.batch_size)
+            last_log = time.monotonic()
+        if time.monotonic() - last_save > config.checkpoint_minutes * 60 or step == config.steps:
+            save()
+            last_save = time.monotonic()
+    writer.close()
+    return ema_network()

@@ -1,0 +1,79 @@
+"""Optimisers: AdamW, and Muon for convolution and matrix weights (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+
+import torch
+from torch import Tensor, nn
+
+# Coefficients of the quintic Newton-Schulz step published with Muon: they drive all singular values to about 1.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
+    """Nearest semi-orthogonal matrix to `matrix` (M, N), approximately, by Newton-Schulz iterations in bfloat16."""
+    a, b, c = _QUINTIC
+    x = matrix.bfloat16()
+    tall = x.shape[0] > x.shape[1]
+    if tall:
+        x = x.T
+    x = x / (x.norm() + 1e-7)
+    for _ in range(iterations):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised for weights with at least `smallest` rows and columns; AdamW for the rest.
+
+    Convolution kernels are treated as (outputs, inputs * kh * kw) matrices. The update of a matrix is scaled by
+    0.2 * sqrt(max(rows, columns)), which makes its root mean square that of an Adam step, so one learning rate serves
+    both (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4).
+    """
+
+    def __init__(self, parameters, lr: float, weight_decay: float, momentum: float = 0.95, betas=(0.9, 0.99), smallest: int = 16) -> None:
+        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "smallest": smallest})
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= group["smallest"]:
+                    update = self._orthogonal(p, state, group["momentum"])
+                else:
+                    update = self._adam(p, state, group["betas"])
+                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+
+    @staticmethod
+    def _orthogonal(p: Tensor, state: dict, momentum: float) -> Tensor:
+        buffer = state.setdefault("momentum", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - momentum)
+        nesterov = p.grad.lerp(buffer, momentum).reshape(p.shape[0], -1)
+        scale = 0.2 * max(nesterov.shape) ** 0.5
+        return orthogonalise(nesterov).mul_(scale).view(p.shape)
+
+    @staticmethod
+    def _adam(p: Tensor, state: dict, betas: tuple[float, float]) -> Tensor:
+        mean = state.setdefault("mean", torch.zeros_like(p))
+        square = state.setdefault("square", torch.zeros_like(p))
+        state["step"] = state.get("step", 0) + 1
+        mean.lerp_(p.grad, 1 - betas[0])
+        square.lerp_(p.grad.square(), 1 - betas[1])
+        corrected = mean / (1 - betas[0] ** state["step"])
+        return corrected / ((square / (1 - betas[1] ** state["step"])).sqrt() + 1e-8)
+
+
+def build_optimiser(network: nn.Module, name: str, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """The named optimiser over the trainable parameters; vectors (biases, norms) are not decayed.
+
+    Every group carries `base_lr`, the rate that the schedule scales.
+    """
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": weight_decay, "base_lr": lr},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0, "base_lr": lr},
+    ]
+    if name == "muon":
+        return Muon(groups, lr, weight_decay)
+    return torch.optim.AdamW(groups, lr, (0.9, 0.99))
