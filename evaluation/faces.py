@@ -61,10 +61,10 @@ def canonical_face(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarr
     return warp(picture, matrix, CANONICAL_SIZE), apply(matrix, landmarks)
 
 
-def whole_picture(picture: np.ndarray, size: int = CANONICAL_SIZE) -> np.ndarray:
-    """The picture as it was found, its longer side filling a square frame of `size` px; the rest is reflected."""
+def central_square(picture: np.ndarray, size: int = CANONICAL_SIZE) -> np.ndarray:
+    """The picture as it was found: its largest central square at `size` px. Nothing is reflected into it."""
     height, width = picture.shape[:2]
-    scale = size / max(height, width)
+    scale = size / min(height, width)
     shift = (size - 1) / 2 - scale * np.array([(width - 1) / 2, (height - 1) / 2])
     return warp(picture, np.array([[scale, 0, shift[0]], [0, scale, shift[1]]]), size)
 
@@ -82,7 +82,8 @@ def load_faces(
     Args:
         path: columns `id`, `image` (encoded bytes), `landmarks` (136 floats or null), optional `identity` and labels.
         listed: the validation list. validation: take what is in it, else what is not.
-        limit: at most this many. as_found: the whole picture instead of the canonical crop; landmarks are then None.
+        limit: at most this many.
+        as_found: the central square of the picture instead of the canonical crop; landmarks are then None.
 
     Raises:
         FileNotFoundError: no such file.
@@ -107,7 +108,7 @@ def _face(row: dict[str, Any], set_name: str, group: str, as_found: bool) -> Eva
     labels = {k: v for k, v in row.items() if k not in ("id", "image", "landmarks") and v is not None}
     points: np.ndarray | None = None
     if as_found:
-        crop = whole_picture(picture)
+        crop = central_square(picture)
     elif row["landmarks"] is None:
         raise ValueError(
             f"{set_name}: face {row['id']} has no landmarks, so it has no canonical frame; load it as found"

@@ -50,17 +50,18 @@ def verification_pairs(
     rng = np.random.default_rng(seed)
     names, member = np.unique(np.asarray(people, dtype=str), return_inverse=True)
     faces = [np.flatnonzero(member == i) for i in range(len(names))]
-    several = rng.permutation([i for i in range(len(names)) if len(faces[i]) > 1])[:max_people]
+    order = rng.permutation([i for i in range(len(names)) if len(faces[i]) > 1])
+    several = order[: len(order) if max_people is None else max_people]
     if len(several) < folds:
         raise ValueError(
             f"verification needs {folds} people with two faces or more, one for each fold; there are {len(several)}"
         )
-    single = rng.permutation([i for i in range(len(names)) if len(faces[i]) == 1])
-    fold_of = {person: place % folds for order in (several, single) for place, person in enumerate(order)}
+    rest = rng.permutation([i for i in range(len(names)) if i not in set(several.tolist())])  # impostors only
+    fold_of = {int(person): place % folds for part in (several, rest) for place, person in enumerate(part)}
     pool = [np.concatenate([faces[p] for p, f in fold_of.items() if f == fold]) for fold in range(folds)]
     rows: list[tuple[int, int, bool, int]] = []
     for person in several:
-        fold = fold_of[person]
+        fold = fold_of[int(person)]
         others = np.setdiff1d(pool[fold], faces[person])
         if len(others) == 0:
             raise ValueError(

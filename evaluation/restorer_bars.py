@@ -551,7 +551,7 @@ def real_findings(
     for name, part in real.bare_as_found.items():
         made = restore_all(restorers[main], [thumbnail(f.image) for f in part])
         bare_outputs += made
-        bare[f"{name} whole"] = np.array([o.occluded_fraction for o in made])
+        bare[f"{name} as found"] = np.array([o.occluded_fraction for o in made])
     bare = {name: values[np.isfinite(values)] for name, values in bare.items()}
     bare = {"all bare sets": np.concatenate(list(bare.values()))} | bare
     separation = "AUC of occluded_fraction, covered against bare, 16x16 by area averaging; covered ones framed as found"

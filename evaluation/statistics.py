@@ -30,6 +30,15 @@ class Estimate:
     n: int
 
 
+def _interval(drawn: np.ndarray) -> tuple[float, float]:
+    """Ends of the percentile interval of (m,) resampled values; those that are no number are left out."""
+    known = drawn[np.isfinite(drawn)]
+    if not len(known):
+        return math.nan, math.nan
+    low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return float(low), float(high)
+
+
 def _resampled_means(sums: np.ndarray, counts: np.ndarray, seed: int, resamples: int) -> np.ndarray:
     """(resamples, k) weighted means of clusters drawn with replacement; sums (G, k), counts (G,)."""
     rng, means = np.random.default_rng(seed), []
@@ -72,10 +81,8 @@ def bootstrap(
         counts = np.bincount(member).astype(np.float64)
         sums = np.stack([np.bincount(member, column) for column in table.T], axis=1)
     value = float(of_means(table.mean(0, keepdims=True))[0])
-    low, high = np.nanquantile(
-        of_means(_resampled_means(sums, counts, seed, resamples)), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-    )
-    return Estimate(value, float(low), float(high), len(table))
+    low, high = _interval(of_means(_resampled_means(sums, counts, seed, resamples)))
+    return Estimate(value, low, high, len(table))
 
 
 def paired_difference(better: np.ndarray, baseline: np.ndarray, seed: int = 0) -> Estimate:
@@ -92,8 +99,8 @@ def quantile(values: np.ndarray, q: float, seed: int = 0, resamples: int = 200) 
     if len(values) == 0:
         return Estimate(math.nan, math.nan, math.nan, 0)
     drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    low, high = np.quantile(np.quantile(values[drawn], q, axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(np.quantile(values, q)), float(low), float(high), len(values))
+    interval = _interval(np.quantile(values[drawn], q, axis=1))
+    return Estimate(float(np.quantile(values, q)), *interval, len(values))
 
 
 def bootstrap_groups(
@@ -110,8 +117,7 @@ def bootstrap_groups(
         return Estimate(math.nan, math.nan, math.nan, total)
     rng = np.random.default_rng(seed)
     drawn = [statistic(*(s[rng.integers(0, len(s), len(s))] for s in samples)) for _ in range(resamples)]
-    low, high = np.nanquantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Estimate(float(statistic(*samples)), float(low), float(high), total)
+    return Estimate(float(statistic(*samples)), *_interval(np.array(drawn)), total)
 
 
 @dataclass(frozen=True)

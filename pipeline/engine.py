@@ -23,7 +23,7 @@ from pipeline.chain import pick_device, pick_precision
 from pipeline.config import ChainConfig, load_chain, weight_hashes
 from pipeline.images import MAX_PIXELS
 from pipeline.journal import Journal
-from pipeline.output import OutputError, OutputFolder, OutputLock
+from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
 from pipeline.planning import InputSet, Plan
 from pipeline.pool import Pair, Pool
 from pipeline.progress import Progress
@@ -108,6 +108,7 @@ class Prepared:
     restorer: Restorer
     plan: Plan
     job: Job
+    seconds: float  # spent on it
 
     @property
     def workers(self) -> int:
@@ -129,6 +130,7 @@ def prepare(request: Request) -> Prepared:
     Raises:
         ConfigError, InputError, OutputError: nothing was touched.
     """
+    started = time.perf_counter()
     # One thread per worker on the CPU, whatever the number of workers: sums split over threads may round differently,
     # and the same input must give the same bytes. Cores are used by workers, which also scale better on small pictures.
     torch.set_num_threads(1)
@@ -151,7 +153,7 @@ def prepare(request: Request) -> Prepared:
         chain_digest=config.digest(),
         weights=weights,
     )
-    return Prepared(request, config, weights, restorer, plan, job)
+    return Prepared(request, config, weights, restorer, plan, job, time.perf_counter() - started)
 
 
 def describe(prepared: Prepared) -> Iterator[str]:
@@ -207,7 +209,7 @@ def execute(prepared: Prepared) -> int:
     Raises:
         OutputError: the output folder is locked, read-only or full. What was finished stays; a second run keeps it.
     """
-    request, started = prepared.request, time.perf_counter()
+    request = prepared.request
     if not len(prepared.plan):
         print("nothing to do: no pictures among the inputs", file=sys.stderr)
         return NOTHING
@@ -219,16 +221,26 @@ def execute(prepared: Prepared) -> int:
         with Journal(output.root / "_run" / "journal.jsonl") as journal:
             if request.on_exists == "error":
                 _refuse_existing(prepared, journal)
-            code = _work(prepared, output, journal, lock, started)
+            code = _work(prepared, output, journal, lock)
+        if lock.unclean:
+            output.sweep()  # a worker that outlived the killed run by a moment may have left one more
     except OSError as error:
-        raise OutputError(f"{request.output}: {error.strerror or error}") from error
+        lock.forget()
+        raise OutputLostError(f"{request.output}: {error.strerror or error}") from error
+    except BaseException:
+        lock.forget()  # it stays marked as not properly ended
+        raise
     lock.release()
     return code
 
 
-def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: OutputLock, started: float) -> int:
-    request, begun = prepared.request, datetime.now(timezone.utc)
-    restarted = time.perf_counter()
+def _essence(record: dict[str, Any] | None) -> dict[str, Any] | None:
+    """What a worker needs to know of an earlier record."""
+    return None if record is None else {k: record.get(k) for k in ("key", "status", "files_sha256")}
+
+
+def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: OutputLock) -> int:
+    request, begun, started = prepared.request, datetime.now(timezone.utc), time.perf_counter()
     spent, kept = [0.0, 0.0, 0.0], 0
     with _stoppable() as stop:
 
@@ -236,7 +248,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             for task in prepared.plan:
                 if stop.asked:
                     return
-                yield task, journal.find(task.name) if request.resume else None
+                yield task, _essence(journal.find(task.name)) if request.resume else None
 
         pool: Pool | None = None
         if prepared.workers == 1:
@@ -269,7 +281,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
         finally:
             progress.close()
             journal.sync()
-        elapsed = time.perf_counter() - restarted
+        elapsed = time.perf_counter() - started
         counts = dict(sorted(progress.counts.items()))
         left = len(prepared.plan) - sum(counts.values())
         journal.compact(prepared.plan.name_hashes)
@@ -295,7 +307,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             "interrupted": stop.asked and not request.fail_fast,
             "seconds": {
                 "decode": round(spent[0], 3), "network": round(spent[1], 3), "encode": round(spent[2], 3),
-                "prepare": round(restarted - started, 3), "total": round(elapsed, 3),
+                "prepare": round(prepared.seconds, 3), "total": round(prepared.seconds + elapsed, 3),
             },
             "faces_per_second": round((sum(counts.values()) - kept) / max(elapsed, 1e-6), 2),
             "generative": prepared.restorer.chain.generative,

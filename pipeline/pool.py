@@ -7,8 +7,10 @@ crashes a decoder) is replaced; its tasks are given out again one by one, and on
 import itertools
 import multiprocessing
 import os
+import queue
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections import deque
@@ -39,18 +41,35 @@ def context(device: str) -> BaseContext:
 
 
 def _received(connection: Connection, parent: int) -> Iterator[Pair]:
-    """Tasks as they come, until told that there are no more; ends the process when the parent is gone."""
+    """Tasks as they come, until told that there are no more; ends the process when the parent is gone.
+
+    A thread empties the pipe at all times, or parent and worker could each wait for the other to read.
+    """
+    chunks: queue.SimpleQueue[list[Pair] | None] = queue.SimpleQueue()
+
+    def listen() -> None:
+        try:
+            while True:
+                chunks.put(chunk := connection.recv())
+                if chunk is None:
+                    return
+        except (EOFError, OSError):
+            os._exit(1)
+
+    threading.Thread(target=listen, daemon=True).start()
     while True:
-        while not connection.poll(ORPHAN_CHECK_S):
-            if os.getppid() != parent:
-                os._exit(1)
-        chunk = connection.recv()
+        try:
+            chunk = chunks.get(timeout=ORPHAN_CHECK_S)
+        except queue.Empty:
+            chunk = []
         if chunk is None:
             return
         for pair in chunk:
             if os.getppid() != parent:
                 os._exit(1)
             yield pair
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def serve(connection: Connection, parent: int, prepare: Callable[[], Worker], inherited: list[Connection]) -> None:

@@ -210,7 +210,7 @@ class Worker:
         """The outcome of an input that needs no work: its earlier result stands, or its existing file is to be left."""
         paths = product_paths(self.job.folder, task.target)
         if prior is not None and prior.get("key") == key and prior["status"] in ("ok", "review", "no_face"):
-            hashes = prior.get("files_sha256", {})
+            hashes = prior["files_sha256"] or {}
             if all(
                 (data := self.output.read(paths[kind])) is not None and sha256(data) == h for kind, h in hashes.items()
             ):

@@ -144,6 +144,7 @@ def test_weights_stay_within_their_budget() -> None:
 @pytest.mark.slow
 def test_the_wheel_carries_weights_and_configs_and_finds_them(tmp_path: Path) -> None:
     pytest.importorskip("hatchling")
+    names = [p.relative_to(ROOT) for p in repository_files()]
     build = "import sys; from hatchling.build import build_wheel; print(build_wheel(sys.argv[1]))"
     subprocess.run([sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, check=True, capture_output=True)
     (wheel,) = tmp_path.glob(f"revisage-{__version__}-py3-none-any.whl")
@@ -151,7 +152,6 @@ def test_the_wheel_carries_weights_and_configs_and_finds_them(tmp_path: Path) ->
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     carried = {p.relative_to(site).as_posix() for p in site.rglob("*") if p.is_file()}
-    names = [p.relative_to(ROOT) for p in repository_files()]
     assert {n.as_posix() for n in names if n.parts[0] in (*PACKAGES, "configs", "weights")} <= carried
     (metadata,) = site.glob("revisage-*.dist-info")
     assert "revisage = pipeline.cli:main" in (metadata / "entry_points.txt").read_text(encoding="utf-8")
@@ -168,7 +168,7 @@ def test_the_wheel_carries_weights_and_configs_and_finds_them(tmp_path: Path) ->
         text=True,
     ).stdout.splitlines()
     assert Path(found[0]) == site / "weights"
-    assert found[1].split() == sorted(p.stem for p in (ROOT / "weights").glob("*.json"))
+    assert found[1].split() == sorted(p.stem for p in (site / "weights").glob("*.json"))
 
 
 def test_example_thumbnails_are_the_same_each_time_and_keep_grey_grey(tmp_path: Path) -> None:

@@ -86,7 +86,9 @@ class FaceAlignmentBackend:
             )
         except Exception as error:  # torch raises many types for a damaged file; all mean the same to the user
             listed = ", ".join(str(path) for path in files.values())
-            raise BackendUnavailable(f"face-alignment could not load {listed}: {type(error).__name__}: {error}") from error
+            raise BackendUnavailable(
+                f"face-alignment could not load {listed}: {type(error).__name__}: {error}"
+            ) from error
 
     @classmethod
     def check(cls) -> None:

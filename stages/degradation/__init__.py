@@ -60,8 +60,10 @@ def _cover(
     if config.occluder is None and rng.random() >= config.occluder_probability:
         return face, None, None
     weights = config.occluder_weights
-    first = config.occluder or pick(rng, tuple(weights), tuple(weights.values()))
-    kinds = [first]
+    first = config.occluder
+    if first is None:
+        first = pick(rng, tuple(weights), tuple(weights.values()))
+    kinds: list[OccluderKind] = [first]
     if rng.random() < config.second_occluder_probability:
         partners = _BESIDE_MASKS if first in occluders.MASKS else OCCLUDERS
         kinds.append(pick(rng, [k for k in partners if k != first]))
@@ -118,7 +120,9 @@ def degrade_face(
     points = np.asarray(landmarks, np.float32) if known else MEAN_SHAPE
     record: dict[str, Any] = {"size": config.size, "landmarks": "given" if known else "mean shape"}
 
-    tone = camera.draw_tone(rng, config, record)
+    sample = face[::8, ::8].astype(np.int16)
+    colourless = bool((np.ptp(sample, axis=-1) <= 2).all())
+    tone = camera.draw_tone(rng, config, record, colourless)
     grey = camera.draw_grey(rng, config, record)
     gt = camera.apply_look(np.ascontiguousarray(face), tone, grey)
     covered, alpha, kind = _cover(gt, points, rng, config, donor, record)
@@ -158,7 +162,7 @@ def degrade_face(
     if rng.random() < config.noise_probability:
         stronger = 1.5 if "infrared" in record else 1.0  # a night picture is amplified more
         read, shot = rng.uniform(*config.read_noise) * stronger, rng.uniform(*config.shot_noise) * stronger
-        one_field = grey is not None or not np.any(gt[::16, ::16, 0] != gt[::16, ::16, 2])
+        one_field = grey is not None or colourless
         signal = camera.sensor_noise(rng, signal, read * scale, shot * scale, one_field)
         record["noise"] = {"read": round(read, 3), "shot": round(shot, 3)}
     if codec is not None:

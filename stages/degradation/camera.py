@@ -109,8 +109,11 @@ def motion_blur(image: np.ndarray, length_px: float, angle_deg: float) -> np.nda
     return cv2.filter2D(image, -1, kernel / kernel.sum(), borderType=cv2.BORDER_REFLECT)
 
 
-def draw_tone(rng: np.random.Generator, config: DegradationConfig, record: dict) -> np.ndarray | None:
-    """Draw brightness, contrast, gamma and colour cast as a (256, 3) uint8 table, or None where nothing changes."""
+def draw_tone(rng: np.random.Generator, config: DegradationConfig, record: dict, grey: bool) -> np.ndarray | None:
+    """Draw brightness, contrast, gamma and colour cast as a (256, 3) uint8 table, or None where nothing changes.
+
+    A picture without colour (`grey`) gets no cast.
+    """
     if rng.random() >= config.tone_probability:
         return None
     brightness, contrast, gamma = (
@@ -119,6 +122,8 @@ def draw_tone(rng: np.random.Generator, config: DegradationConfig, record: dict)
         rng.uniform(*config.gamma),
     )
     gains = 1 + rng.uniform(-1, 1, 3) * config.cast
+    if grey:
+        gains = np.ones(3)
     record["tone"] = {
         "brightness": round(brightness, 2), "contrast": round(contrast, 3), "gamma": round(gamma, 3),
         "gains": [round(float(g), 3) for g in gains],

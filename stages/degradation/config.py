@@ -71,7 +71,7 @@ class DegradationConfig(StageConfig):
     read_noise: Range = (0.0, 5.0)  # standard deviation, grey levels of 255, at the thumbnail
     shot_noise: Range = (0.0, 6.0)  # standard deviation at white, grey levels of 255
     interlace_probability: Probability = 0.04
-    interlace_shift_lq_px: Range = (0.3, 1.5)
+    interlace_shift_lq_px: Range = (0.2, 1.2)
 
     # Recorder
     text_probability: Probability = 0.03  # burnt-in time stamp or camera name over the face

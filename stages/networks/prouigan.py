@@ -83,8 +83,8 @@ class Attention(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor) -> Tensor:
         batch, _, height, width = queries.shape
-        q = self.query(self.query_norm(queries) + self.query_place)
-        k, v = self.key_value(self.key_norm(keys) + self.key_place).chunk(2, 1)
+        q = self.query(self.query_norm(queries) + self.query_place.to(queries.dtype))
+        k, v = self.key_value(self.key_norm(keys) + self.key_place.to(keys.dtype)).chunk(2, 1)
         mixed = F.scaled_dot_product_attention(self._tokens(q), self._tokens(k), self._tokens(v))
         return self.out(mixed.transpose(2, 3).reshape(batch, -1, height, width))
 
@@ -137,14 +137,15 @@ class Step(nn.Module):
 
     Args:
         size: side of the incoming face, px.
-        channels, next_channels: width here and of the features handed on at 2 * size.
+        channels: width here; next_channels: of the features handed on at 2 * size, None at the last step.
+        painted: channels of the picture painted at 2 * size.
         carried: channels of the features handed over by the step before (0 at the first).
         blocks: residual blocks before the transformer; dilations: guided blocks after it.
         landmark_dilations: residual blocks of the landmark features.
     """
 
     def __init__(
-        self, size: int, channels: int, next_channels: int, carried: int, carried_landmark: int, landmark_channels: int,
+        self, size: int, channels: int, next_channels: int | None, painted: int, carried: int, carried_landmark: int, landmark_channels: int,
         blocks: int, dilations: tuple[int, ...], landmark_dilations: tuple[int, ...], width: int, heads: int,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -153,7 +154,8 @@ class Step(nn.Module):
         self.carry = conv(carried, channels) if carried else None
         self.place = nn.Parameter(torch.zeros(1, channels, self.grid, self.grid))
         self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
-        self.landmark_stem = conv(3 + carried_landmark, landmark_channels, 3)
+        self.landmark_stem = conv(3, landmark_channels)
+        self.landmark_carry = conv(carried_landmark, landmark_channels) if carried_landmark else None
         self.landmark_mix = conv(channels, landmark_channels, 1)
         self.landmark_place = nn.Parameter(torch.zeros(1, landmark_channels, self.grid, self.grid))
         self.landmark_blocks = nn.Sequential(*(ResidualBlock(landmark_channels, dilation=d) for d in landmark_dilations))
@@ -166,7 +168,10 @@ class Step(nn.Module):
         self.prior_mask = conv(1, PRIOR_CHANNELS, 1)
         self.prior_in = conv(PRIOR_CHANNELS, channels, 1)
         self.guided = nn.ModuleList(GuidedBlock(channels, d) for d in dilations)
-        self.up = conv(channels, 4 * next_channels, 1)
+        self.up = conv(channels, 4 * next_channels, 1) if next_channels else None
+        self.paint = conv(channels, 4 * painted)
+        nn.init.zeros_(self.paint.weight)
+        nn.init.zeros_(self.paint.bias)
 
     def forward(self, rgb: Tensor, mask: Tensor, known: Tensor, carried: Tensor | None, carried_landmark: Tensor | None) -> dict[str, Tensor]:
         """Priors and features of this step.
@@ -178,10 +183,12 @@ class Step(nn.Module):
         x = self.stem(torch.cat([rgb, mask, known.expand_as(mask)], 1).to(dtype))  # (B, C, s, s)
         if self.carry is not None and carried is not None:
             x = x + self.carry(carried)
-        x = self.blocks(x + enlarged(self.place, x.shape[-1]))
+        x = self.blocks(x + enlarged(self.place, x.shape[-1]).to(x.dtype))  # a float32 code would make all float32
         small, small_rgb = pooled(x, self.grid), pooled(rgb, self.grid).to(dtype)
-        points = self.landmark_stem(small_rgb if carried_landmark is None else torch.cat([small_rgb, carried_landmark.to(dtype)], 1))
-        points = self.landmark_blocks(points + self.landmark_mix(small) + self.landmark_place)  # (B, L, g, g)
+        points = self.landmark_stem(small_rgb) + self.landmark_mix(small)  # (B, L, g, g)
+        if self.landmark_carry is not None and carried_landmark is not None:
+            points = points + self.landmark_carry(carried_landmark)
+        points = self.landmark_blocks(points + self.landmark_place.to(points.dtype))
         x, points = self.transformer(x, points)
         heatmap_logits = self.heatmap_head(F.silu(points))
         parsing_logits = self.parsing_head(F.silu(pooled(x, self.grid)))
@@ -194,8 +201,11 @@ class Step(nn.Module):
         x = x + self.prior_in(priors)
         for block in self.guided:
             x = block(x, priors)
+        active = F.silu(x)
         return {
-            "features": x, "up": F.pixel_shuffle(self.up(F.silu(x)), 2), "landmark": points, "mask": found,
+            "features": x, "landmark": points, "mask": found,
+            "painted": F.pixel_shuffle(self.paint(active), 2).float(),  # (B, painted, 2s, 2s)
+            "up": active if self.up is None else F.pixel_shuffle(self.up(active), 2),
             "heatmap_logits": heatmap_logits, "parsing_logits": parsing_logits, "mask_logits": mask_logits,
             "points": coordinates, "spread": spread,
         }  # fmt: skip
@@ -204,63 +214,57 @@ class Step(nn.Module):
 class DetailBranch(nn.Module):
     """Sharp detail for fidelity 0, trained adversarially on top of the finished distortion-optimal trunk.
 
-    (B, C3, 64, 64) features of the last step, (B, C2, 32, 32) of the one before -> (B, 3, 128, 128) residual.
+    (B, C3, 64, 64) features of the last step, (B, C2, 32, 32) of the one before, (B, 3, 128, 128) the trunk's picture
+    -> (B, 3, 128, 128) residual.
     """
 
-    def __init__(self, channels: int, coarse_channels: int, blocks: int, full: int) -> None:
+    def __init__(self, fine_channels: int, coarse_channels: int, width: int, blocks: int) -> None:
         super().__init__()
-        self.coarse = conv(coarse_channels, 4 * channels, 1)
-        self.blocks = nn.Sequential(*(ResidualBlock(channels) for _ in range(blocks)))
-        self.up = conv(channels, 4 * full, 1)
-        self.rgb_in = conv(3, full)
-        self.full_block = ResidualBlock(full)
-        self.rgb = conv(full, 3)
-        nn.init.zeros_(self.rgb.weight)
-        nn.init.zeros_(self.rgb.bias)
+        self.fine, self.coarse = conv(fine_channels, width, 1), conv(coarse_channels, 4 * width, 1)
+        self.picture = conv(12, width)
+        self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
+        self.paint = conv(width, 12)
+        nn.init.zeros_(self.paint.weight)
+        nn.init.zeros_(self.paint.bias)
 
-    def forward(self, fine: Tensor, coarse: Tensor, image: Tensor) -> Tensor:
-        x = self.blocks(fine + F.pixel_shuffle(self.coarse(F.silu(coarse)), 2))  # (B, C, 64, 64)
-        x = F.pixel_shuffle(self.up(F.silu(x)), 2) + self.rgb_in(image)  # (B, full, 128, 128)
-        return self.rgb(F.silu(self.full_block(x)))
+    def forward(self, fine: Tensor, coarse: Tensor, picture: Tensor) -> Tensor:
+        x = self.fine(fine) + F.pixel_shuffle(self.coarse(coarse), 2) + self.picture(F.pixel_unshuffle(picture, 2))
+        return F.pixel_shuffle(self.paint(F.silu(self.blocks(x))), 2)
 
 
 class ProUiganNet(nn.Module):
     """Covered 16x16 face -> uncovered 128x128 face, its geometry, its occluder and its uncertainty.
 
     Args:
-        widths: channels at 16, 32, 64 and 128 px.
+        widths: channels at 16, 32 and 64 px; 128 px are painted from 64 by a pixel shuffle.
         blocks: residual blocks of each step before its transformer.
         dilations: guided blocks of each step after it.
         landmark_width, landmark_dilations: channels and residual blocks of the landmark features.
         attention_width, heads: of the transformers.
-        detail_blocks: residual blocks of the detail branch at 64 px.
+        detail_width, detail_blocks: channels and residual blocks of the detail branch at 64 px.
     """
 
     def __init__(
-        self, widths: tuple[int, ...] = (192, 96, 48, 16), blocks: tuple[int, ...] = (3, 0, 0),
+        self, widths: tuple[int, ...] = (192, 96, 32), blocks: tuple[int, ...] = (3, 0, 0),
         dilations: tuple[tuple[int, ...], ...] = ((1, 2, 4), (1, 2), (1,)),
         landmark_width: int = 48, landmark_dilations: tuple[tuple[int, ...], ...] = ((1, 2, 1), (2,), (2,)),
-        attention_width: int = 64, heads: int = 2, detail_blocks: int = 1,
+        attention_width: int = 64, heads: int = 2, detail_width: int = 48, detail_blocks: int = 2,
     ) -> None:  # fmt: skip
         super().__init__()
         steps = []
         for k in range(3):
             steps.append(
                 Step(
-                    size=INPUT_SIZE * 2**k, channels=widths[k], next_channels=widths[k + 1], carried=widths[k] if k else 0,
+                    size=INPUT_SIZE * 2**k, channels=widths[k],
+                    next_channels=widths[k + 1] if k < 2 else None, painted=3 if k < 2 else 4, carried=widths[k] if k else 0,
                     carried_landmark=landmark_width if k else 0, landmark_channels=landmark_width, blocks=blocks[k],
                     dilations=tuple(dilations[k]), landmark_dilations=tuple(landmark_dilations[k]),
                     width=attention_width, heads=heads,
                 )
             )  # fmt: skip
         self.steps = nn.ModuleList(steps)
-        self.rgb = nn.ModuleList([conv(widths[1], 3), conv(widths[2], 3), conv(widths[3], 4)])  # the last: RGB, log scale
-        self.full_block = ResidualBlock(widths[3])
         self.verdict_head = nn.Linear(widths[0], 2)
-        self.detail = DetailBranch(widths[2], widths[1], detail_blocks, widths[3])
-        for head in self.rgb:
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
+        self.detail = DetailBranch(widths[2], widths[1], detail_width, detail_blocks)
 
     def forward(self, lq: Tensor, mask: Tensor | None = None, known: Tensor | None = None, detail: bool = False) -> ProUiganOutput:
         """Restore.
@@ -296,14 +300,11 @@ class ProUiganNet(nn.Module):
             mask = F.interpolate(out["mask"].float(), scale_factor=2.0, mode="bilinear", align_corners=False)
             covered = mask
             carried = out["up"]
-            if k == 2:
-                carried = self.full_block(carried)
-            else:
+            if k < 2:
                 carried_landmark = enlarged(out["landmark"], self.steps[k + 1].grid)
-            painted = self.rgb[k](F.silu(carried)).float()
-            image = base + painted[:, :3]
+            image = base + out["painted"][:, :3]
             result.images.append(image * 0.5 + 0.5)
-        result.log_scale = painted[:, 3:] - 3  # an error of 0.05, about the mean of a trained network, at the start
+        result.log_scale = out["painted"][:, 3:] - 3  # an error of 0.05, about the mean of a trained network, at the start
         verdict = self.verdict_head(features[0].mean((2, 3))).float()
         result.face_logit, result.log_noise = verdict[:, 0], verdict[:, 1]
         if detail:

@@ -65,6 +65,13 @@ def test_faces_without_landmarks_load_as_found_only(tmp_path: Path) -> None:
         faces.load_faces(tmp_path / "none.parquet", frozenset())
 
 
+def test_pictures_as_found_keep_their_middle_and_are_not_mirrored() -> None:
+    picture = np.zeros((64, 192, 3), np.uint8)
+    picture[:, 64:128] = np.arange(64, dtype=np.uint8)[None, :, None] * 3
+    square = faces.central_square(picture, 64)
+    np.testing.assert_array_equal(square, picture[:, 64:128])
+
+
 def test_chance_depends_on_the_id_alone(tmp_path: Path) -> None:
     a, b = faces.load_faces(parquet(tmp_path, ["a0", "a1"]), frozenset("a"))
     assert a.rng.random() == a.rng.random() != b.rng.random()

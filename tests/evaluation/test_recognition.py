@@ -132,7 +132,7 @@ def test_probes_equal_to_the_originals_close_all_that_was_lost() -> None:
         "s", made, people, originals, points, variants, _Colour(), "restored", {"share of lost accuracy closed": 0.55}
     )
     value = {(f.subset, f.metric): f for f in found}
-    assert value["original", "accuracy"].estimate.value > 0.95
+    assert value["original", "accuracy"].estimate.value > 0.9
     assert value["bicubic", "accuracy"].estimate.value < 0.75
     closed = value["restored", "share of lost accuracy closed"]
     assert closed.estimate.value == pytest.approx(1.0) and closed.passed

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage.data import astronaut
 
 from evaluation import restorer_bars as bars
 from evaluation.faces import EvaluationFace, bicubic, thumbnail
+from pipeline.config import ConfigError
 from stages.degradation.occluders import MEAN_SHAPE
+from stages.networks.prouigan import ProUiganNet
+from stages.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def test_a_perfect_restorer_reaches_every_bar_of_one_set() -> None:
             key, points, none = image.tobytes(), np.asarray(MEAN_SHAPE), np.zeros((128, 128), np.float32)
             if key in degraded:
                 gt = degraded[key].gt.copy()
-                noise = np.random.default_rng(0).integers(0, 40, gt.shape[:2]) * (degraded[key].mask + 0.05)
+                noise = np.random.default_rng(0).integers(0, 20, gt.shape[:2]) * (0.3 + 0.7 * degraded[key].mask)
                 gt = np.clip(gt + noise[..., None], 0, 255).astype(np.uint8)
                 made.append(Made(gt, points, degraded[key].mask, (noise / 255).astype(np.float32), 0.3))
             else:
@@ -148,3 +152,51 @@ def test_missing_data_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFix
     with pytest.raises(SystemExit) as stop:
         bars.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")])
     assert stop.value.code == 2 and "no known set" in capsys.readouterr().err
+
+
+@pytest.fixture
+def tiny_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A chain whose restorer is a small network with seeded random weights."""
+    size = {
+        "widths": (16, 16, 16), "blocks": (1, 0, 0), "dilations": ((1,), (1,), (1,)), "landmark_width": 16,
+        "landmark_dilations": ((1,), (1,), (1,)), "attention_width": 16, "heads": 2, "detail_width": 16,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    network = ProUiganNet(**size)  # type: ignore[arg-type]
+    for parameter in network.parameters():  # heads start at zero, which would show bicubic alone
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    monkeypatch.setenv("REVISAGE_WEIGHTS", str(tmp_path))
+    card = {
+        "architecture": "prouigan", "arguments": size, "input": {}, "data": {}, "recipe": {}, "metrics": [],
+        "licence": "none", "limits": "none",
+    }  # fmt: skip
+    save_weights("prouigan_128", network, card, torch.float32)
+    chain = tmp_path / "chain.yaml"
+    chain.write_text(
+        "version: 1\nname: tiny\nstages:\n  - stage: prouigan\n    fidelity: 0.25\n"
+        "verdict: {max_occluded_fraction: 1, min_face_score: 0, min_consistency_db: 0}\n"
+    )
+    return chain
+
+
+def test_the_stage_alone_and_the_pipeline_give_the_same_pictures(tiny_chain: Path) -> None:
+    faces = invented(3)
+    lqs = [thumbnail(faces[0].image), thumbnail(faces[1].image), thumbnail(bars.to_grey(faces[2].image))]
+    alone = bars.restore_all(bars.network_restorer(tiny_chain, "cpu", "fp32")(1.0), lqs)
+    whole = bars.restore_all(bars.api_restorer(tiny_chain, "cpu", "fp32")(1.0), lqs)
+    for a, b in zip(alone, whole, strict=True):
+        assert not a.refused and not b.refused
+        assert np.abs(a.image.astype(int) - b.image).max() <= 1
+        np.testing.assert_allclose(a.landmarks, b.landmarks, atol=1e-3)
+        np.testing.assert_allclose(a.occlusion, b.occlusion, atol=1e-3)
+        assert a.occluded_fraction == pytest.approx(b.occluded_fraction, abs=1e-4)
+    assert (alone[2].image[..., 0] == alone[2].image[..., 2]).all()
+
+
+def test_a_chain_that_does_not_start_with_the_restorer_is_refused(tmp_path: Path) -> None:
+    chain = tmp_path / "chain.yaml"
+    chain.write_text("version: 1\nname: x\nstages:\n  - stage: resample\n")
+    with pytest.raises(ConfigError, match="what is measured here is 'prouigan'"):
+        bars.build_stage(chain)
+    with pytest.raises(ConfigError, match="must be 'degrade'"):
+        bars.frozen_degradation(chain)

@@ -342,6 +342,7 @@ def test_face_alignment_with_damaged_weights_says_which(monkeypatch: pytest.Monk
         create("face_alignment")
 
 
+@pytest.mark.slow  # the package compiles parts of itself on first use
 @needs_face_alignment
 def test_face_alignment_runs_with_weights_that_are_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A landmark network that always points at one place stands in for the real one; the rest is the package."""

@@ -1,4 +1,4 @@
-"""A folder full of trouble: every file ends with the right status, none stops the run, none is passed off as a result."""
+"""A folder full of trouble: every file gets the right status, none stops the run, none passes for a result."""
 
 import os
 from collections.abc import Callable

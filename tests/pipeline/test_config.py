@@ -63,7 +63,7 @@ HEAD = "version: 1\nname: t\nstages:\n  - stage: resample\n"
         ("version: 1\nname: t\nstages: [{stage: resampel}]\n", r"stages\[0\]\.stage = 'resampel': .*\"resample\"\?"),
         ("version: 1\nname: t\nstages: [{size: 3}]\n", r"stages\[0\]\.stage = None: unknown stage; known: "),
         ("version: 1\nname: t\nstages: []\n", r"stages = \[\]: .*at least 1"),
-        ("version: 1\nname: t\nstages: {stage: resample}\n", r"stages = .*list"),
+        ("version: 1\nname: t\nstages: {stage: resample}\n", r"stages = .*valid array"),
         ("- 1\n", r"expected a mapping"),
         ("version: 1\n  name: t\n", r"line 2.*not valid YAML"),
         (HEAD + "seed: 1\nseed: 2\n", r"line 6.*'seed' is given twice"),

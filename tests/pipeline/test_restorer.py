@@ -41,8 +41,13 @@ def test_results_come_in_order_with_names() -> None:
 
 
 def test_what_is_wrong_with_a_picture_is_in_its_result(tmp_path: Path) -> None:
-    wrong: list[Any] = [np.zeros((16, 16, 4), np.uint8), np.full((16, 16), 3.0), np.zeros((16, 16), np.int64), tmp_path / "no.png",
-                        np.zeros((2, 2), np.uint8)]  # fmt: skip
+    wrong: list[Any] = [
+        np.zeros((16, 16, 4), np.uint8),
+        np.full((16, 16), 3.0),
+        np.zeros((16, 16), np.int64),
+        tmp_path / "no.png",
+        np.zeros((2, 2), np.uint8),
+    ]
     results = restorer().restore([*wrong, colour(0)])
     assert [r.status for r in results] == ["unsupported", "unsupported", "unsupported", "failed", "unsupported", "ok"]
     assert all(r.image is None and r.error for r in results[:5])

@@ -1,6 +1,7 @@
 """Runs as a user starts them: same tree whatever the company, resume, locks, names, records."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -53,54 +54,59 @@ def test_the_tree_is_the_same_whatever_batch_order_and_workers(
     assert list(records(tmp_path / "a")) == list(records(tmp_path / "c")), "the journal stands in input order"
 
 
-def test_a_killed_run_continues_to_the_same_tree(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
-    for i in range(400):
+def started(request: Request) -> Any:
+    """A run in a process of its own, as `sys.exit(run(request))` would start it."""
+    process = multiprocessing.get_context("fork").Process(target=lambda: sys.exit(run(request)))
+    process.start()
+    return process
+
+
+def wait_for_lines(output: Path, count: int, process: Any) -> None:
+    """Until the journal has `count` lines or the run has ended."""
+    journal = output / "_run" / "journal.jsonl"
+    while process.is_alive() and not (journal.exists() and journal.read_bytes().count(b"\n") >= count):
+        time.sleep(0.002)
+
+
+def test_a_killed_run_continues_to_the_same_tree(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], chain: Any
+) -> None:
+    for i in range(160):
         (folder / f"more{i}.png").write_bytes(png(colour(100 + i)))
-    restore(folder, tmp_path / "whole", "configs/bicubic.yaml", workers=1)
+    restore(folder, tmp_path / "whole", chain, workers=1)
     expected, out = tree(tmp_path / "whole"), tmp_path / "killed"
-    started = [
-        sys.executable, str(ROOT / "run_pipeline.py"), "restore", "-i", str(folder), "-o", str(out),
-        "-c", "configs/bicubic.yaml", "--workers", "2",
-    ]  # fmt: skip
-    journal = out / "_run" / "journal.jsonl"
-    for wanted in (1, 150, 300):
-        process = subprocess.Popen(started, cwd=ROOT, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if journal.exists() and journal.read_bytes().count(b"\n") >= wanted:
-                break
-            time.sleep(0.005)
+    request = Request((str(folder),), out, chain, workers=2, batch_size=4)
+    for lines in (1, 60, 120):
+        process = started(request)
+        wait_for_lines(out, lines, process)
         process.kill()
-        process.wait()
-    with open(journal, "ab") as torn:
+        process.join()
+    with open(out / "_run" / "journal.jsonl", "ab") as torn:
         torn.write(b'{"input": "half a li')
     (out / "restored" / ".revisage-1-1").write_bytes(b"left by a killed run")
-    (out / "_run" / "lock").write_text("99999")
-    victim = next(iter(p for p in (out / "restored").glob("*.png")))
-    victim.write_bytes(b"")  # an empty file must not count as done
-    assert command("restore", "-i", folder, "-o", out, "-c", "configs/bicubic.yaml").returncode == 0
+    victim = next(path for path in tree(out) if path.startswith("restored/") and path.endswith(".png"))
+    (out / victim).write_bytes(b"")  # an empty file must not count as done
+    assert run(request) == 0
     assert tree(out) == expected
     assert list(records(out)) == list(records(tmp_path / "whole"))
 
 
-def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
-    folder, out = tmp_path / "in", tmp_path / "out"
-    folder.mkdir()
-    for i in range(3000):
+def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for i in range(1500):
         (folder / f"{i}.png").write_bytes(png(colour(i % 7)))
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "run_pipeline.py"), "restore", "-i", str(folder), "-o", str(out), "-c",
-         "configs/bicubic.yaml", "--workers", "2"], cwd=ROOT, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    while not (out / "_run" / "journal.jsonl").exists() or not records(out):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 1 and "not reached" in said
-    assert json.loads((out / "_run" / "run.json").read_text())["interrupted"]
+    process = started(Request((str(folder),), out, RESAMPLE, workers=2, batch_size=4))
+    wait_for_lines(out, 1, process)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 1
+    summary = json.loads((out / "_run" / "run.json").read_text())
+    assert summary["interrupted"] and summary["not_reached"] > 0
     done = records(out)
-    assert 0 < len(done) < 3000
+    assert 0 < len(done) < 1540
     assert all((out / r["output"]).is_file() for r in done.values())
+    assert run(Request((str(folder),), out, RESAMPLE, workers=2)) == 0
+    assert json.loads((out / "_run" / "run.json").read_text())["kept_from_earlier_run"] == len(done)
 
 
 def test_resume_skips_only_what_is_proven(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:

@@ -186,6 +186,13 @@ def test_a_tone_changes_truth_and_thumbnail_alike() -> None:
     assert np.abs(camera.downscale(made.gt, 16) / 255 - made.lq).max() < 1e-5
 
 
+def test_a_grey_face_gets_no_colour_cast() -> None:
+    made = degrade_face(
+        make_face(grey=True), None, np.random.default_rng(8), DegradationConfig.clean(tone_probability=1.0)
+    )
+    assert "tone" in made.record and np.ptp(made.gt.astype(int), axis=-1).max() == 0
+
+
 @pytest.mark.parametrize("look", ["infrared_probability", "grey_probability"])
 def test_a_night_camera_sees_grey_and_so_does_its_truth(look: str) -> None:
     made = degrade_face(

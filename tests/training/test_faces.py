@@ -1,0 +1,79 @@
+"""Packing faces: canonical cut, splits, folders and Parquet files alike."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from landmarks.alignment import canonical_points
+from landmarks.scheme import five_points
+from training import faces
+from training.faces import MARGIN, PACK_SIZE, build_pack
+
+pa = pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq  # noqa: E402
+
+
+def landmarks_of(scale: float, shift: float) -> np.ndarray:
+    """68 points whose five-point summary lies on the canonical one, scaled and shifted."""
+    points = np.random.default_rng(0).uniform(30, 100, (68, 2))
+    eyes, tip, corners = canonical_points(128)[:2], canonical_points(128)[2], canonical_points(128)[3:]
+    points[36:42], points[42:48], points[30], points[48], points[54] = eyes[0], eyes[1], tip, corners[0], corners[1]
+    return points * scale + shift
+
+
+def png(size: int, colour: tuple[int, int, int]) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (size, size), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    rows = {
+        "id": ["a", "b", "c"],
+        "image": [png(300, (200, 10, 30)), b"no picture", png(64, (0, 90, 0))],
+        "landmarks": [landmarks_of(2.0, 20).ravel().tolist(), None, None],
+    }
+    path = tmp_path / "set.parquet"
+    pq.write_table(pa.table(rows), path)
+    return path
+
+
+def test_faces_are_cut_into_the_canonical_frame(parquet: Path, tmp_path: Path) -> None:
+    pack = build_pack([parquet], tmp_path / "pack", workers=1)
+    assert list(pack.ids) == ["a", "c"]  # what is no picture is left out
+    assert pack.images.shape == (2, PACK_SIZE, PACK_SIZE, 3)
+    assert abs(pack.images[0].astype(int) - (200, 10, 30)).max() <= 2
+    assert five_points(pack.landmarks[0]) == pytest.approx(canonical_points(128) + MARGIN, abs=1e-3)
+    assert pack.corners[0][2] - pack.corners[0][0] == pytest.approx([150, 150], abs=1e-3)  # 300 px at half size
+
+
+def test_a_crop_without_landmarks_fills_the_frame(parquet: Path, tmp_path: Path) -> None:
+    pack = build_pack([parquet], tmp_path / "pack", workers=1)
+    assert np.isnan(pack.landmarks[1]).all()
+    assert pack.corners[1][0] == pytest.approx([MARGIN - 0.5] * 2, abs=1e-3)
+
+
+def test_validation_faces_are_marked_by_the_list(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "list.txt").write_text("c\nz\n")
+    monkeypatch.setattr(faces, "VALIDATION_LIST", tmp_path / "list.txt")
+    assert list(build_pack([parquet], tmp_path / "pack", workers=1).validation) == [False, True]
+
+
+def test_a_pack_is_built_once(parquet: Path, tmp_path: Path) -> None:
+    build_pack([parquet], tmp_path / "pack", workers=1)
+    parquet.unlink()
+    assert len(build_pack([parquet], tmp_path / "pack", workers=1).ids) == 2
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere.parquet"):
+        build_pack([tmp_path / "nowhere.parquet"], tmp_path / "pack", workers=1)
+
+
+def test_the_shipped_list_holds_every_id_once() -> None:
+    ids = faces.VALIDATION_LIST.read_text().split()
+    assert len(ids) == len(set(ids)) > 3000

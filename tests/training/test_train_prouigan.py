@@ -1,0 +1,93 @@
+"""The restorer's training script on faces made on the spot: both phases run, learn and resume."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+pa = pytest.importorskip("pyarrow")
+pytest.importorskip("tensorboard")
+import pyarrow.parquet as pq  # noqa: E402
+
+from landmarks.scheme import MIRROR  # noqa: E402
+from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
+from training import train_prouigan  # noqa: E402
+from training.train_prouigan import frame_matrix  # noqa: E402
+
+NETWORK = {
+    "widths": [16, 16, 16], "blocks": [1, 0, 0], "dilations": [[1], [1], [1]], "landmark_width": 16,
+    "landmark_dilations": [[1], [1], [1]], "attention_width": 16, "heads": 2, "detail_width": 16,
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    rng = np.random.default_rng(0)
+    pictures = []
+    for _ in range(6):
+        coarse = Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8))
+        data = io.BytesIO()
+        coarse.resize((160, 160), Image.Resampling.BICUBIC).save(data, "PNG")
+        pictures.append(data.getvalue())
+    points = (np.asarray(MEAN_SHAPE) + 16).ravel().tolist()
+    pq.write_table(pa.table({"id": list("abcdef"), "image": pictures, "landmarks": [points] * 6}), tmp_path / "faces.parquet")
+    pq.write_table(pa.table({"id": list("uvw"), "image": pictures[:3]}), tmp_path / "covered.parquet")
+    options = {
+        "task": "prouigan", "data": ["faces.parquet"], "covered_data": ["covered.parquet"], "pack": "pack", "covered_pack": "covered",
+        "network": NETWORK, "validation_faces": 1, "covered_share": 0.2, "no_face_share": 0.2,
+        "loop": {"run": "run", "steps": 10, "batch_size": 4, "lr": 2e-3, "warmup": 1, "workers": 0, "grid_steps": 1000, "log_steps": 2, "device": "cpu"},
+    }  # fmt: skip
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(options))
+    return path
+
+
+def losses(run: Path) -> list[float]:
+    return [entry["loss"] for entry in map(json.loads, (run / "log.jsonl").read_text().splitlines()) if "loss" in entry]
+
+
+@pytest.mark.parametrize("phase", ["trunk", "detail"])
+def test_a_few_steps_lower_the_loss(config: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
+    monkeypatch.setattr(train_prouigan.ProUiganTask, "validate", lambda self, network: {})
+    monkeypatch.setattr(train_prouigan.ProUiganTask, "grid", lambda self, network: None)
+    sample = train_prouigan.ProUiganTask.sample
+    monkeypatch.setattr(train_prouigan.ProUiganTask, "sample", lambda self, index: sample(self, index % 4))  # one batch, again and again
+    config.write_text(config.read_text() + f"phase: {phase}\nadversarial: {0.01 if phase == 'detail' else 0.0}\n")
+    network = train_prouigan.main(config)
+    values = losses(config.parent / "run")
+    assert np.isfinite(values).all()
+    if phase == "trunk":
+        assert values[-1] < values[0]
+    moved = {name.split(".")[0] for name, p in network.named_parameters() if name.endswith("paint.weight") and p.abs().max() > 0}
+    assert moved == ({"steps"} if phase == "trunk" else {"detail"})
+
+
+def test_unknown_options_are_refused(config: Path) -> None:
+    config.write_text(config.read_text() + "hloe: 2\n")
+    with pytest.raises(ValueError, match="hloe"):
+        train_prouigan.main(config)
+
+
+def test_samples_depend_on_their_number_alone(config: Path) -> None:
+    options, _ = train_prouigan.load_training(train_prouigan.ProUiganTraining, config)
+    task = train_prouigan.ProUiganTask(options)
+    kinds = set()
+    for index in range(40):
+        first, second = task.sample(index), task.sample(index)
+        assert all(np.array_equal(first[k], second[k]) for k in first)
+        assert first["lq"].shape == (3, 16, 16) and first["gt"].shape == (3, 128, 128)
+        kinds.add((float(first["face"]), float(first["has_truth"])))
+    assert kinds == {(1.0, 1.0), (1.0, 0.0), (0.0, 0.0)}  # faces, really covered faces, no faces
+
+
+def test_the_mirror_keeps_left_and_right_points_apart() -> None:
+    identity = np.array([[1.0, 0, 0], [0, 1.0, 0]])
+    matrix = frame_matrix(identity, mirrored=True)
+    points = np.asarray(MEAN_SHAPE, np.float64) + 20  # packed pixels
+    mirrored = (points @ matrix[:, :2].T + matrix[:, 2])[MIRROR]
+    assert mirrored[36, 0] < mirrored[45, 0]  # the eye on the picture's left is still the subject's right
+    assert mirrored[30, 0] == pytest.approx(127 - MEAN_SHAPE[30][0], abs=1e-4)
