@@ -67,6 +67,8 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
     if scale < 1:
         # A Gaussian of half the step beyond Nyquist: the usual antialias width for bilinear resampling.
-        image = cv2.GaussianBlur(image, (0, 0), 0.5 * np.sqrt(1 / scale**2 - 1) + 1e-6, borderType=cv2.BORDER_REFLECT_101)
+        image = cv2.GaussianBlur(
+            image, (0, 0), 0.5 * np.sqrt(1 / scale**2 - 1) + 1e-6, borderType=cv2.BORDER_REFLECT_101
+        )
     flags = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR
     return cv2.warpAffine(image, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT_101)

@@ -90,7 +90,7 @@ class Chain:
         for index, entry in enumerate(config.stages):
             try:
                 self.stages.append(STAGES[entry.name](entry.config, device, precision))
-            except WeightsError as error:
+            except (WeightsError, TypeError, ValueError) as error:  # files, or options that do not go together
                 problems.append(f"{config.origin}: stages[{index}] ({entry.name}): {error}")
         if problems:
             raise ConfigError(problems)

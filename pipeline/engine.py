@@ -186,14 +186,14 @@ def _forked(prepared: Prepared, lock: OutputLock) -> Worker:
     return prepared.make_worker()
 
 
-def _refuse_existing(prepared: Prepared, journal: Journal | None) -> None:
+def _refuse_existing(prepared: Prepared, journal: Journal) -> None:
     """`--on-exists error`: an output is there that the journal does not explain as a result of this very chain."""
     output, found = OutputFolder(prepared.request.output), []
     for task in prepared.plan:
         relative = f"{prepared.job.folder}/{task.target}.png"
         if not output.path(relative).exists():
             continue
-        record = journal.find(task.name) if journal else None
+        record = journal.find(task.name)
         expected = prepared.job.key(record["input_sha256"] or "", None) if record else None
         if not (record and prepared.request.resume and (task.mask or record["key"] == expected)):
             found.append(relative)

@@ -273,18 +273,23 @@ class Restorer:
             given_mask=torch.from_numpy(np.stack(masks))[:, None] if masks else None,
         )
 
-    def run(self, faces: Sequence[Face]) -> list[Result]:
-        """Restore faces of one group (`Face.group`). A batch that fails is tried again face by face."""
+    def run(self, faces: Sequence[Face], priors: bool = True) -> list[Result]:
+        """Restore faces of one group (`Face.group`). A batch that fails is tried again face by face.
+
+        Without `priors` the results hold no heatmaps and no parsing, most of the memory of a result.
+        """
         started = time.perf_counter()
         try:
             batch = self.chain(self._batch(faces))
         except Exception as error:  # a stage may fail in any way; the culprit is found by running each face alone
             if len(faces) > 1:
-                return [result for face in faces for result in self.run([face])]
+                return [result for face in faces for result in self.run([face], priors)]
             error = (
                 error.__cause__ if isinstance(error, ChainError) and isinstance(error.__cause__, ImageError) else error
             )
             return [failure(faces[0].source, ImageError("failed", str(error)), faces[0].digest)]
+        if not priors:
+            batch = batch.replace(heatmaps=None, parsing=None)
         share = (time.perf_counter() - started) / len(faces)
         return self._results(faces, batch, share)
 

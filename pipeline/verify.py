@@ -68,7 +68,7 @@ def _made_again(
         else None
     )
     face = Face(record["input"], pad_square(bare) if square else bare, record["input_sha256"], mask)
-    result = restorer.run([face])[0]
+    result = restorer.run([face], priors=job.save_priors)[0]
     for kind, made in render(result, restorer, job).items():
         if sha256(made) != record["files_sha256"].get(kind):
             yield f"{record['input']}: made again, {kind} is not the same"

@@ -314,7 +314,8 @@ class Worker:
                 yield writing.popleft().result()
 
     def _restore(self, items: list[_Loaded], writers: ThreadPoolExecutor) -> list[Future[Outcome]]:
-        results = self.restorer.run([item.face for item in items if item.face is not None])
+        faces = [item.face for item in items if item.face is not None]
+        results = self.restorer.run(faces, priors=self.job.save_priors)
         return [
             writers.submit(self._write, item.task, result, item.key, item.seconds)
             for item, result in zip(items, results, strict=True)

@@ -1,4 +1,4 @@
-"""FaceBatch: what travels along a chain. One batch holds faces of equal size; no stage edits it, each returns a new one."""
+"""FaceBatch: what travels along a chain. It holds faces of equal size; no stage edits it, each returns a new one."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -70,10 +70,16 @@ class FaceBatch:
 
     def to(self, device: torch.device) -> "FaceBatch":
         """A copy with every tensor on `device`."""
-        tensors = {f.name: v.to(device) for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
-        return dataclasses.replace(self, **tensors)
+        tensors = {
+            f.name: v.to(device) for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+        }
+        return self.replace(**tensors)
 
     def select(self, index: int) -> "FaceBatch":
         """The face at `index` as a batch of one."""
-        cut = {f.name: getattr(self, f.name)[index : index + 1] for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+        cut = {
+            f.name: getattr(self, f.name)[index : index + 1]
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) is not None
+        }
         return FaceBatch(**cut)

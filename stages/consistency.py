@@ -31,14 +31,16 @@ def cubic_matrix(source: int, target: int) -> Tensor:
     matrix = torch.zeros(target, source, dtype=torch.float64)
     for offset in range(-1, 3):
         t = (place - (left + offset)).abs()
-        weight = torch.where(t < 1, (1.5 * t - 2.5) * t * t + 1, torch.where(t < 2, ((-0.5 * t + 2.5) * t - 4) * t + 2, 0.0))
+        weight = torch.where(
+            t < 1, (1.5 * t - 2.5) * t * t + 1, torch.where(t < 2, ((-0.5 * t + 2.5) * t - 4) * t + 2, 0.0)
+        )
         matrix.scatter_add_(1, (left + offset).clamp(0, source - 1)[:, None], weight[:, None])
     return matrix
 
 
 @lru_cache(maxsize=64)
 def _correcting_matrix(source: int, target: int) -> Tensor:
-    """(target, source) float32 matrix R, smooth, with area averaging undone: averaging(target -> source) @ R = identity."""
+    """(target, source) float32, smooth, undoes area averaging: averaging(target -> source) @ it = identity."""
     up = cubic_matrix(source, target)
     return (up @ torch.linalg.inv(averaging_matrix(target, source).double() @ up)).float()
 

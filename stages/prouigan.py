@@ -16,7 +16,7 @@ from stages.weights import load_network
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 # Expected absolute error (in [0, 1]) at which a pixel counts as half invented: the mean of the shipped network.
 HALF_INVENTED = 0.06
-# Spread of a landmark's heatmap, px of the 128 frame, at which its confidence is one half: about 5 % of the eye distance.
+# Spread of a landmark's heatmap, px of the 128 frame, at which its confidence is one half.
 HALF_CONFIDENT_PX = 4.0
 
 
@@ -25,14 +25,16 @@ class ProUiganConfig(StageConfig):
 
     weights: str = "prouigan_128"  # name of a card in weights/
     fidelity: float = Field(default=0.5, ge=0, le=1)  # 1: distortion-optimal, closest to the input; 0: sharpest
-    noise_slack: float = Field(default=2.0, ge=0, le=10)  # input noise that need not be reproduced, in its standard deviations
+    noise_slack: float = Field(
+        default=2.0, ge=0, le=10
+    )  # input noise that need not be reproduced, in its standard deviations
 
 
 class ProUigan(Stage[ProUiganConfig]):
     """Restores covered CCTV thumbnails, blind or under a given mask.
 
-    Reads `image` (B, 3, n, n) RGB in [0, 1], n = 12..64, which is area-averaged to 16x16, and `observed`, with which the
-    visible part of the result agrees exactly. Writes `image` (B, 3, 128, 128), `landmarks`, `landmark_confidence`,
+    Reads `image` (B, 3, n, n) RGB in [0, 1], n = 12..64, which is area-averaged to 16x16, and `observed`, with which
+    the visible part of the result agrees exactly. Writes `image` (B, 3, 128, 128), `landmarks`, `landmark_confidence`,
     `face_score`, `heatmaps`, `parsing`, `occlusion`, `uncertainty`, `occluded_fraction` and `lr_consistency_db`.
     Method: Zhang, Yu, Lu, Liu: Pro-UIGAN, IEEE TIP 31, 2022. Differs from it in: widths, token counts, a detail branch
     behind `fidelity` instead of one adversarial answer, an uncertainty head, and the exact step at the end.
@@ -41,9 +43,19 @@ class ProUigan(Stage[ProUiganConfig]):
     Config = ProUiganConfig
     reads: ClassVar[frozenset[str]] = frozenset({"image", "observed"})
     writes: ClassVar[frozenset[str]] = frozenset(
-        {"image", "landmarks", "landmark_confidence", "face_score", "heatmaps", "parsing", "occlusion", "uncertainty",
-         "occluded_fraction", "lr_consistency_db"}
-    )  # fmt: skip
+        {
+            "image",
+            "landmarks",
+            "landmark_confidence",
+            "face_score",
+            "heatmaps",
+            "parsing",
+            "occlusion",
+            "uncertainty",
+            "occluded_fraction",
+            "lr_consistency_db",
+        }
+    )
     accepts_px: ClassVar[tuple[int, int]] = (12, 64)
 
     def __init__(self, config: ProUiganConfig, device: torch.device, precision: Precision) -> None:

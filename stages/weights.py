@@ -81,7 +81,9 @@ def read_checked(name: str) -> bytes:
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != card.sha256:
-        raise WeightsError(f"{path}: SHA-256 is {found}, the card says {card.sha256}; restore the file from the repository")
+        raise WeightsError(
+            f"{path}: SHA-256 is {found}, the card says {card.sha256}; restore the file from the repository"
+        )
     return data
 
 
@@ -99,7 +101,9 @@ def load_network(name: str, device: torch.device, dtype: torch.dtype = torch.flo
     try:
         network.load_state_dict({k: v.float() for k, v in load_safetensors(data).items()}, strict=True)
     except Exception as error:  # safetensors and torch raise several types; all mean the same to the user
-        raise WeightsError(f"{weights_file(name)}: does not fit {card.architecture}{card.arguments}: {error}") from error
+        raise WeightsError(
+            f"{weights_file(name)}: does not fit {card.architecture}{card.arguments}: {error}"
+        ) from error
     network.requires_grad_(False)
     return network.eval().to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
 
@@ -123,5 +127,7 @@ def save_weights(name: str, network: nn.Module, card: dict[str, Any], dtype: tor
     path = folder / f"{name}.safetensors"
     save_file(tensors, path)
     full = WeightCard(name=name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **card)
-    path.with_suffix(".json").write_text(json.dumps(full.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.with_suffix(".json").write_text(
+        json.dumps(full.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     return path

@@ -18,7 +18,9 @@ class FaceDiscriminator(nn.Module):
         super().__init__()
         widths = [width, 2 * width, 4 * width, 4 * width]
         self.stem = spectral_norm(nn.Conv2d(3, width, 4, 2, 1))  # H/2
-        self.layers = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.layers = nn.ModuleList(
+            spectral_norm(nn.Conv2d(a, b, 4, 2, 1)) for a, b in zip(widths[:-1], widths[1:], strict=True)
+        )
         self.patch = spectral_norm(conv(widths[-1], 1, 3))
         self.whole = spectral_norm(nn.Linear(widths[-1], 1))
 

@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from landmarks.alignment import apply, similarity, warp
-from landmarks.alignment import canonical_points
+from landmarks.alignment import apply, canonical_points, similarity, warp
 from landmarks.scheme import POINT_COUNT, five_points
 
 PACK_SIZE, MARGIN = 168, 20  # px; 20 covers 3 px of shift, 8 % of scale and 8 degrees of roll at the corners
@@ -37,7 +37,7 @@ class Pack:
     Attributes:
         images: (N, 168, 168, 3) uint8 RGB, canonical frame plus margin.
         landmarks: (N, 68, 2) float32, pixels of the packed picture; NaN where unknown.
-        corners: (N, 4, 2) float32, the source picture's corners in packed pixels: outside them the content is reflected.
+        corners: (N, 4, 2) float32, the source picture's corners in packed pixels: outside, the content is reflected.
         descriptor: (N, 128) float32 identity descriptor of the original; NaN where unknown.
         ids, groups, sets: (N,) strings; `groups` is the person where known, else the id: what a split must not cut.
         validation: (N,) bool, True for the fixed part never trained on.
@@ -100,11 +100,15 @@ def folder_rows(folder: Path) -> Iterator[dict]:
         except (OSError, ValueError):
             continue
         faces = backend.detect(picture)
-        points = None if not faces else faces[0].landmarks.ravel()
+        points = faces[0].landmarks if faces else None
         yield {
-            "id": content_id(data), "image": data, "landmarks": points, "descriptor": None,
-            "identity": None, "set": folder.name,
-        }  # fmt: skip
+            "id": content_id(data),
+            "image": data,
+            "landmarks": points,
+            "descriptor": None,
+            "identity": None,
+            "set": folder.name,
+        }
 
 
 def in_validation(group: str, listed: frozenset[str]) -> bool:
@@ -148,5 +152,6 @@ def build_pack(sources: Iterable[Path], folder: Path, workers: int = 2) -> Pack:
     floats = {k: np.asarray(columns.pop(k), np.float32) for k in ("landmarks", "corners", "descriptor")}
     strings = {k: np.asarray(v, dtype=str) for k, v in columns.items()}
     validation = np.array([in_validation(g, listed) for g in strings["groups"]], dtype=bool)
-    np.savez(folder / "index.npz", **floats, **strings, validation=validation)
+    columns_of_arrays: dict[str, Any] = {**floats, **strings, "validation": validation}
+    np.savez(folder / "index.npz", **columns_of_arrays)
     return Pack.open(folder)

@@ -139,11 +139,13 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
     network = task.network.to(device).to(memory_format=layout)
     optimiser = build_optimiser(network, config.optimiser, config.lr, config.weight_decay)
     others = nn.ModuleDict(task.others).to(device).to(memory_format=layout)
-    other_optimiser = torch.optim.AdamW(others.parameters(), config.lr, (0.5, 0.99), weight_decay=0) if len(others) else None
+    other_optimiser = (
+        torch.optim.AdamW(others.parameters(), config.lr, (0.5, 0.99), weight_decay=0) if len(others) else None
+    )
     ema = {k: v.detach().clone().float() for k, v in network.state_dict().items()}
     step = 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        state = torch.load(checkpoint, map_location=device, weights_only=True)  # noqa: TID251 tensors only
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         if other_optimiser is not None and "others" in state:
@@ -154,11 +156,19 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
     (config.run / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
     loader = DataLoader(
         _Samples(task.sample, step * config.batch_size, (config.steps - step) * config.batch_size),
-        batch_size=config.batch_size, num_workers=config.workers, prefetch_factor=4 if config.workers else None,
-    )  # fmt: skip
+        batch_size=config.batch_size,
+        num_workers=config.workers,
+        prefetch_factor=4 if config.workers else None,
+    )
 
     def save() -> None:
-        state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "ema": ema, "step": step, "rng": torch.get_rng_state()}
+        state = {
+            "network": network.state_dict(),
+            "optimiser": optimiser.state_dict(),
+            "ema": ema,
+            "step": step,
+            "rng": torch.get_rng_state(),
+        }
         if other_optimiser is not None:
             state |= {"others": others.state_dict(), "other_optimiser": other_optimiser.state_dict()}
         temporary = checkpoint.with_suffix(".part")
@@ -179,7 +189,9 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         for key, value in figures.items():
             writer.add_scalar(f"validation/{key}", value, step)
         with (config.run / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "samples": seen, "time": round(time.time()), "validation": figures}) + "\n")
+            file.write(
+                json.dumps({"step": step, "samples": seen, "time": round(time.time()), "validation": figures}) + "\n"
+            )
 
     writer = SummaryWriter(str(config.run / "tensorboard"))
     last_save, last_log = time.monotonic(), time.monotonic()
@@ -206,18 +218,23 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
                 other[0].backward()
                 other_optimiser.step()
                 other_optimiser.zero_grad(set_to_none=True)
-                parts = parts | other[1]
+                parts = {**parts, **other[1]}
         step += 1
         decay = min(config.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             own = network.state_dict()
             torch._foreach_lerp_([ema[k] for k in ema], [own[k].float() for k in ema], 1 - decay)
-        pending.append({"loss": loss.detach(), "norm": norm} | parts)
+        pending.append({"loss": loss.detach(), "norm": norm, **parts})
         if step % config.log_steps == 0 or step == config.steps:
             keys = sorted({k for p in pending for k in p})
             sums = {k: float(np.mean([float(p[k]) for p in pending if k in p])) for k in keys}
             speed = len(pending) * config.batch_size / (time.monotonic() - last_log)
-            line = {"step": step, "samples": step * config.batch_size, "lr": optimiser.param_groups[0]["lr"], "per_second": round(speed, 1)}
+            line = {
+                "step": step,
+                "samples": step * config.batch_size,
+                "lr": optimiser.param_groups[0]["lr"],
+                "per_second": round(speed, 1),
+            }
             with (config.run / "log.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line | {k: round(v, 5) for k, v in sums.items()}) + "\n")
             for key, value in sums.items():

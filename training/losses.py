@@ -17,7 +17,9 @@ def pixel_loss(found: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     return (per_pixel * weight).sum() / (weight.sum() * 3).clamp_min(1)
 
 
-def landmark_loss(logits: Tensor, points: Tensor, truth: Tensor, known: Tensor, sigma: float = 1.0) -> tuple[Tensor, Tensor]:
+def landmark_loss(
+    logits: Tensor, points: Tensor, truth: Tensor, known: Tensor, sigma: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Cross entropy to drawn heatmaps, and mean coordinate error.
 
     Args:
@@ -44,12 +46,14 @@ def laplace_loss(log_scale: Tensor, error: Tensor, weight: Tensor) -> Tensor:
 
 
 def feature_loss(found: list[Tensor], truth: list[Tensor], weight: Tensor | None = None) -> Tensor:
-    """Perceptual loss: L1 between channel-normalised features, averaged over levels (Zhang et al., CVPR 2018, in form)."""
+    """Perceptual loss: L1 between channel-normalised features, averaged over levels (after Zhang et al., CVPR 2018)."""
     total = found[0].new_zeros((), dtype=torch.float32)
     for a, b in zip(found, truth, strict=True):
         a, b = F.normalize(a.float(), dim=1), F.normalize(b.float(), dim=1)
         difference = (a - b).abs().sum(1).mean((1, 2))
-        total = total + (difference.mean() if weight is None else (difference * weight).sum() / weight.sum().clamp_min(1))
+        total = total + (
+            difference.mean() if weight is None else (difference * weight).sum() / weight.sum().clamp_min(1)
+        )
     return total / len(found)
 
 

@@ -1,4 +1,6 @@
-"""Optimisers: AdamW, and Muon for convolution and matrix weights (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
+"""Optimisers: AdamW, and Muon for convolution and matrix weights (Jordan et al. 2024)."""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,44 +24,55 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised for weights with at least `smallest` rows and columns; AdamW for the rest.
+    """Momentum with an orthogonalised update for weights of at least `smallest` rows and columns; AdamW for the rest.
 
     Convolution kernels are treated as (outputs, inputs * kh * kw) matrices. The update of a matrix is scaled by
     0.2 * sqrt(max(rows, columns)), which makes its root mean square that of an Adam step, so one learning rate serves
     both (Liu et al. 2025, "Muon is scalable for LLM training", eq. 4).
     """
 
-    def __init__(self, parameters, lr: float, weight_decay: float, momentum: float = 0.95, betas=(0.9, 0.99), smallest: int = 16) -> None:
-        super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "smallest": smallest})
+    def __init__(
+        self,
+        parameters: list[dict[str, Any]],
+        lr: float,
+        weight_decay: float,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.99),
+        smallest: int = 16,
+    ) -> None:
+        super().__init__(
+            parameters,
+            {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "betas": betas, "smallest": smallest},
+        )
 
     @torch.no_grad()
-    def step(self, closure=None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not needed here
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 state = self.state[p]
                 if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= group["smallest"]:
-                    update = self._orthogonal(p, state, group["momentum"])
+                    update = self._orthogonal(p, p.grad, state, group["momentum"])
                 else:
-                    update = self._adam(p, state, group["betas"])
+                    update = self._adam(p.grad, state, group["betas"])
                 p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
 
     @staticmethod
-    def _orthogonal(p: Tensor, state: dict, momentum: float) -> Tensor:
+    def _orthogonal(p: Tensor, grad: Tensor, state: dict[str, Any], momentum: float) -> Tensor:
         buffer = state.setdefault("momentum", torch.zeros_like(p))
-        buffer.lerp_(p.grad, 1 - momentum)
-        nesterov = p.grad.lerp(buffer, momentum).reshape(p.shape[0], -1)
+        buffer.lerp_(grad, 1 - momentum)
+        nesterov = grad.lerp(buffer, momentum).reshape(p.shape[0], -1)
         scale = 0.2 * max(nesterov.shape) ** 0.5
         return orthogonalise(nesterov).mul_(scale).view(p.shape)
 
     @staticmethod
-    def _adam(p: Tensor, state: dict, betas: tuple[float, float]) -> Tensor:
-        mean = state.setdefault("mean", torch.zeros_like(p))
-        square = state.setdefault("square", torch.zeros_like(p))
+    def _adam(grad: Tensor, state: dict[str, Any], betas: tuple[float, float]) -> Tensor:
+        mean = state.setdefault("mean", torch.zeros_like(grad))
+        square = state.setdefault("square", torch.zeros_like(grad))
         state["step"] = state.get("step", 0) + 1
-        mean.lerp_(p.grad, 1 - betas[0])
-        square.lerp_(p.grad.square(), 1 - betas[1])
+        mean.lerp_(grad, 1 - betas[0])
+        square.lerp_(grad.square(), 1 - betas[1])
         corrected = mean / (1 - betas[0] ** state["step"])
         return corrected / ((square / (1 - betas[1] ** state["step"])).sqrt() + 1e-8)
 

@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from stages.networks.face_parser import FaceParser
 from training.faces import PACK_SIZE, Pack
@@ -18,7 +17,7 @@ MIRRORED[[4, 5, 6, 7, 8, 9]] = [5, 4, 7, 6, 9, 8]
 
 
 @torch.inference_mode()
-def parsing_labels(pack: Pack, folder: Path, parser: nn.Module, sure: float = 0.5, batch_size: int = 32) -> np.ndarray:
+def parsing_labels(pack: Pack, folder: Path, parser: FaceParser, sure: float = 0.5, batch_size: int = 32) -> np.ndarray:
     """(N, 84, 84) uint8 class maps of the packed pictures at half their size, kept in `folder` as `parsing.npy`.
 
     The outer rim, and pixels where the parser's best class has a probability below `sure`, get 255, "unknown".
@@ -26,9 +25,10 @@ def parsing_labels(pack: Pack, folder: Path, parser: nn.Module, sure: float = 0.
     path = folder / "parsing.npy"
     if path.exists():
         return np.load(path, mmap_mode="r")
-    assert isinstance(parser, FaceParser)
     parameter = next(parser.parameters())
-    labels = np.lib.format.open_memmap(path.with_suffix(".part"), "w+", np.uint8, (len(pack.images), LABEL_SIZE, LABEL_SIZE))
+    labels = np.lib.format.open_memmap(
+        path.with_suffix(".part"), "w+", np.uint8, (len(pack.images), LABEL_SIZE, LABEL_SIZE)
+    )
     cut = (PACK_SIZE - WINDOW) // 2
     labels[:] = 255
     for start in range(0, len(pack.images), batch_size):
@@ -37,7 +37,9 @@ def parsing_labels(pack: Pack, folder: Path, parser: nn.Module, sure: float = 0.
         logits = parser(image.contiguous(memory_format=torch.channels_last)).float()
         probability, best = torch.softmax(F.avg_pool2d(logits, 2), 1).max(1)
         best[probability < sure] = 255
-        labels[start : start + len(pictures), cut // 2 : -cut // 2, cut // 2 : -cut // 2] = best.to(torch.uint8).cpu().numpy()
+        labels[start : start + len(pictures), cut // 2 : -cut // 2, cut // 2 : -cut // 2] = (
+            best.to(torch.uint8).cpu().numpy()
+        )
     labels.flush()
     path.with_suffix(".part").replace(path)
     return np.load(path, mmap_mode="r")

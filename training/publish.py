@@ -16,40 +16,55 @@ import torch
 import yaml
 
 from stages.networks import NETWORKS
-from stages.weights import read_card, save_weights, WeightsError
+from stages.weights import WeightsError, read_card, save_weights
 
 LICENCE = "Research and non-commercial use only: inherits the terms of the training data (see LICENCES.md)."
 SETS = {
-    "utkface": "UTKFace, non-commercial research", "lfw": "LFW faces (muxspace/facial_expressions), research",
-    "celebamask": "CelebAMask-HQ subset, non-commercial research", "omi": "One Million Impressions, CC BY-NC-SA 4.0",
-    "aaf": "All-Age-Faces, academic research", "generated": "generated faces, unclear: research", "celeba": "CelebA crops, non-commercial research",
-    "portraits": "public gender detector pictures, unclear: research", "street": "public mask detector pictures, unclear: research",
-    "masked": "CelebA-like masked faces, non-commercial research", "masked_street": "public mask detector pictures, unclear: research",
-}  # fmt: skip
+    "utkface": "UTKFace, non-commercial research",
+    "lfw": "LFW faces (muxspace/facial_expressions), research",
+    "celebamask": "CelebAMask-HQ subset, non-commercial research",
+    "omi": "One Million Impressions, CC BY-NC-SA 4.0",
+    "aaf": "All-Age-Faces, academic research",
+    "generated": "generated faces, unclear: research",
+    "celeba": "CelebA crops, non-commercial research",
+    "portraits": "public gender detector pictures, unclear: research",
+    "street": "public mask detector pictures, unclear: research",
+    "masked": "CelebA-like masked faces, non-commercial research",
+    "masked_street": "public mask detector pictures, unclear: research",
+}
 INPUTS: dict[str, dict[str, Any]] = {
-    "prouigan": {"size": [16, 16], "range": "RGB in [0, 1]", "alignment": "canonical 128 px frame, +-3 px, +-8 %, +-8 degrees"},
+    "prouigan": {
+        "size": [16, 16],
+        "range": "RGB in [0, 1]",
+        "alignment": "canonical 128 px frame, +-3 px, +-8 %, +-8 degrees",
+    },
     "face_parser": {"size": [128, 128], "range": "RGB in [0, 1]", "alignment": "canonical 128 px frame"},
     "identity": {"size": [128, 128], "range": "RGB in [0, 1]", "alignment": "canonical 128 px frame"},
 }
 LIMITS = {
-    "prouigan": "Detail is generated, not recorded; not for identification. Weak on profiles, on children under 3, on faces under "
-    "heavy occlusion and on very dark pictures; few training faces have dark skin (about one in seven).",
+    "prouigan": "Detail is generated, not recorded; not for identification. Weak on profiles, on children under 3, "
+    "on faces under heavy occlusion and on very dark pictures; few training faces have dark skin (about one in seven).",
     "face_parser": "Trained on about 900 posed celebrity faces; rare classes (hat, earring, necklace) are unreliable.",
-    "identity": "A training loss, not a recogniser: distilled from dlib's descriptor, so dlib must not be read as an independent judge of it.",
+    "identity": "A training loss, not a recogniser: distilled from dlib's descriptor, so dlib is no independent "
+    "judge of it.",
 }
 
 
 def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: list[str] | None = None) -> Path:
     """Write the EMA weights of `run` as `name`; `earlier` lists the recipe's previous legs in plain words."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)  # noqa: TID251 tensors only
     architecture = config["task"]
     network = NETWORKS[architecture](**config["network"])
     network.load_state_dict(state["ema"])
-    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    hours = sum(b["samples"] - a["samples"] for a, b in zip(lines, lines[1:], strict=False) if "per_second" in b and b["samples"] > a["samples"])
-    speeds = [x["per_second"] for x in lines if "per_second" in x]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    seconds, samples = 0.0, 0
+    for entry in map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines()):
+        if "per_second" in entry:
+            seconds += max(0, entry["samples"] - samples) / entry["per_second"]
+            samples = entry["samples"]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     sources = config["data"] if isinstance(config["data"], list) else [config["data"]]
     names = [Path(p).stem for p in [*sources, *config.get("covered_data", [])]]
     try:
@@ -60,17 +75,25 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
         "architecture": architecture,
         "arguments": config["network"],
         "input": INPUTS[architecture],
-        "data": {"sets": {n: SETS.get(n, "user's own") for n in names}, "split": "training/validation_ids.txt held out by id, lfw by identity"},
+        "data": {
+            "sets": {n: SETS.get(n, "user's own") for n in names},
+            "split": "training/validation_ids.txt held out by id, lfw by identity",
+        },
         "recipe": {
-            "config": {k: v for k, v in config.items() if k not in ("data", "covered_data", "pack", "covered_pack")} | {"loop": {k: v for k, v in config["loop"].items() if k != "run"}},
-            "commit": commit, "seed": config["loop"]["seed"], "steps": state["step"], "samples": state["step"] * config["loop"]["batch_size"],
-            "hours": round(hours / max(sum(speeds) / len(speeds), 1e-9) / 3600, 2), "hardware": f"{torch.get_num_threads()} threads, {platform.machine()}",
+            "config": {k: v for k, v in config.items() if k not in ("data", "covered_data", "pack", "covered_pack")}
+            | {"loop": {k: v for k, v in config["loop"].items() if k != "run"}},
+            "commit": commit,
+            "seed": config["loop"]["seed"],
+            "steps": state["step"],
+            "samples": state["step"] * config["loop"]["batch_size"],
+            "hours": round(seconds / 3600, 2),
+            "hardware": f"{torch.get_num_threads()} threads, {platform.machine()}",
             "earlier": earlier or [],
         },
         "metrics": metrics,
         "licence": LICENCE,
         "limits": LIMITS[architecture],
-    }  # fmt: skip
+    }
     return save_weights(name, network, card, dtype)
 
 

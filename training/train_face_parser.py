@@ -39,7 +39,7 @@ class FaceParserTraining(BaseModel):
 
 
 def read_faces(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Pictures (N, 256, 256, 3), class maps (N, 256, 256), validation flags (N,), ids (N,), frame centred at 204.8 px."""
+    """Pictures (N, 256, 256, 3), class maps (N, 256, 256), validation flags (N,), ids (N,); frame of 204.8 px."""
     import pyarrow.parquet as pq
 
     listed = frozenset(VALIDATION_LIST.read_text().split())
@@ -53,8 +53,12 @@ def read_faces(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
         if classes.shape != picture.shape[:2]:
             classes = cv2.resize(classes, picture.shape[1::-1], interpolation=cv2.INTER_NEAREST)
         # Reflection as everywhere: the parser must bear the frame running over the picture's edge.
-        pictures.append(cv2.warpAffine(picture, matrix, (STORE, STORE), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT_101))
-        maps.append(cv2.warpAffine(classes, matrix, (STORE, STORE), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101))
+        pictures.append(
+            cv2.warpAffine(picture, matrix, (STORE, STORE), flags=cv2.INTER_AREA, borderMode=cv2.BORDER_REFLECT_101)
+        )
+        maps.append(
+            cv2.warpAffine(classes, matrix, (STORE, STORE), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+        )
         validation.append(str(row["id"]) in listed)
         ids.append(str(row["id"]))
     return np.stack(pictures), np.stack(maps), np.array(validation), np.array(ids)
@@ -76,10 +80,12 @@ class FaceParserTask(Task):
     def _cut(self, index: int, scale: float, angle_deg: float, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = self.config.frame
         matrix = cv2.getRotationMatrix2D(((STORE - 1) / 2, (STORE - 1) / 2), angle_deg, scale * size / (STORE / 1.25))
-        matrix[:, 2] += (size - 1) / 2 - (STORE - 1) / 2 + shift
+        matrix[:, 2] = matrix[:, 2] + (size - STORE) / 2 + shift
         border = cv2.BORDER_REFLECT_101
         picture = cv2.warpAffine(self.pictures[index], matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
-        return picture, cv2.warpAffine(self.maps[index], matrix, (size, size), flags=cv2.INTER_NEAREST, borderMode=border)
+        return picture, cv2.warpAffine(
+            self.maps[index], matrix, (size, size), flags=cv2.INTER_NEAREST, borderMode=border
+        )
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
         rng = rng_of(self.config.loop.seed, index)
@@ -87,9 +93,9 @@ class FaceParserTask(Task):
         picture, classes = self._cut(int(rng.choice(self.train)), scale, angle, rng.normal(0, 4, 2))
         if rng.random() < 0.5:
             picture, classes = picture[:, ::-1], MIRRORED[classes[:, ::-1]]
-        image = picture.astype(np.float32) / 255
+        image: np.ndarray = picture.astype(np.float32) / 255
         image = np.clip(image, 0, 1) ** float(np.exp(rng.normal(0, 0.3)))
-        image = image * rng.uniform(0.7, 1.2) * rng.uniform(0.88, 1.12, 3).astype(np.float32) + rng.normal(0, 0.05)
+        image = image * rng.uniform(0.7, 1.2) * rng.uniform(0.88, 1.12, 3) + rng.normal(0, 0.05)
         if rng.random() < 0.3:
             image = np.repeat(image @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=2)
         if rng.random() < 0.4:

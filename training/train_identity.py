@@ -58,8 +58,8 @@ class IdentityTask(Task):
         face = int(rng.choice(self.train))
         centre = ((PACK_SIZE - 1) / 2, (PACK_SIZE - 1) / 2)
         matrix = cv2.getRotationMatrix2D(centre, float(rng.normal(0, 3)), float(np.exp(rng.normal(0, 0.03))))
-        matrix[:, 2] += rng.normal(0, 1.2, 2) - MARGIN
-        image = self._frame(face, matrix).astype(np.float32) / 255
+        matrix[:, 2] = matrix[:, 2] + rng.normal(0, 1.2, 2) - MARGIN
+        image: np.ndarray = self._frame(face, matrix).astype(np.float32) / 255
         if rng.random() < 0.5:
             image = image[:, ::-1]
         image = image ** float(np.exp(rng.normal(0, 0.15))) * rng.uniform(0.85, 1.1)
@@ -67,7 +67,11 @@ class IdentityTask(Task):
             image = np.repeat(image @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=2)
         if rng.random() < self.config.blur_share:
             small = int(rng.integers(20, 96))
-            image = cv2.resize(cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (128, 128), interpolation=cv2.INTER_CUBIC)
+            image = cv2.resize(
+                cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA),
+                (128, 128),
+                interpolation=cv2.INTER_CUBIC,
+            )
         target = (self.pack.descriptor[face] - self.mean) / self.scale
         image = np.clip(image, 0, 1).astype(np.float32).transpose(2, 0, 1)
         return {"image": np.ascontiguousarray(image), "target": target.astype(np.float32)}
@@ -84,7 +88,9 @@ class IdentityTask(Task):
         scores: dict[str, float] = {}
         for name in np.unique(self.pack.sets[self.held]):
             chosen = self.held[self.pack.sets[self.held] == name][:256]
-            images = torch.from_numpy(np.stack([self._frame(i) for i in chosen]).astype(np.float32).transpose(0, 3, 1, 2) / 255)
+            images = torch.from_numpy(
+                np.stack([self._frame(i) for i in chosen]).astype(np.float32).transpose(0, 3, 1, 2) / 255
+            )
             found = torch.cat([network(part.to(device)).cpu() for part in images.split(64)])
             target = torch.from_numpy((self.pack.descriptor[chosen] - self.mean) / self.scale)
             scores[f"cosine_{name}"] = float(F.cosine_similarity(found, target.float()).mean())

@@ -5,7 +5,7 @@ uncertainty. `detail` freezes the trunk and trains the branch that `fidelity` 0 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -18,6 +18,8 @@ from landmarks.alignment import apply
 from landmarks.scheme import MIRROR, inter_ocular_px
 from stages.consistency import agree
 from stages.degradation import DegradationConfig, degrade_face, misframing
+from stages.networks.face_parser import FaceParser
+from stages.networks.identity import IdentityNet
 from stages.networks.prouigan import ProUiganNet, ProUiganOutput
 from stages.prouigan import visible_share
 from stages.weights import load_network
@@ -28,6 +30,7 @@ from training.faces import MARGIN, PACK_SIZE, build_pack
 from training.loop import LoopConfig, Task, fit, rng_of
 from training.parsing_labels import MIRRORED, parsing_labels
 
+TeacherT = TypeVar("TeacherT", bound=nn.Module)
 FRAME = 128
 STEP_WEIGHTS = (0.25, 0.5, 1.0)  # of the losses at 32, 64 and 128 px
 
@@ -86,7 +89,11 @@ class ProUiganTask(Task):
     def __init__(self, config: ProUiganTraining) -> None:
         self.config = config
         self.pack = build_pack(config.data, config.pack)
-        self.covered = build_pack(config.covered_data, config.covered_pack) if config.covered_data and config.covered_pack else None
+        self.covered = (
+            build_pack(config.covered_data, config.covered_pack)
+            if config.covered_data and config.covered_pack
+            else None
+        )
         network = ProUiganNet(**config.network)
         if config.start:
             network.load_state_dict(load_network(config.start, torch.device("cpu")).state_dict())
@@ -96,20 +103,31 @@ class ProUiganTask(Task):
             network.detail.requires_grad_(True)
         self.network: nn.Module = network
         self.others = {} if config.phase == "trunk" else {"whole": FaceDiscriminator(), "part": FaceDiscriminator()}
-        device = config.loop.resolved_device()
-        dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
-        self.identity = load_network(config.identity, device, dtype) if config.identity else None
-        self.labels = None
-        if config.parser:
-            self.labels = parsing_labels(self.pack, config.pack, load_network(config.parser, device, dtype))
-        self.parser = load_network(config.parser, device, dtype) if config.parser and config.perceptual else None
+        self.identity = self._teacher(config.identity, IdentityNet)
+        parser = self._teacher(config.parser, FaceParser)
+        self.labels = parsing_labels(self.pack, config.pack, parser) if parser else None
+        self.parser = parser if config.perceptual else None
         sets, counts = np.unique(self.pack.sets[~self.pack.validation], return_counts=True)
         self.members = [np.flatnonzero((self.pack.sets == s) & ~self.pack.validation) for s in sets]
-        share = np.array([config.set_factor.get(str(s), 1.0) * c**config.set_power for s, c in zip(sets, counts, strict=True)])
+        share = np.array(
+            [config.set_factor.get(str(s), 1.0) * c**config.set_power for s, c in zip(sets, counts, strict=True)]
+        )
         self.set_share = np.cumsum(share / share.sum())
         self.covered_train = np.flatnonzero(~self.covered.validation) if self.covered else np.zeros(0, int)
         self._held: dict[str, Tensor] | None = None
         cv2.setNumThreads(1)
+
+    def _teacher(self, name: str | None, kind: type[TeacherT]) -> TeacherT | None:
+        """The frozen network of card `name`, on the device and in the precision of the run; None for no name."""
+        if name is None:
+            return None
+        loop = self.config.loop
+        network = load_network(
+            name, loop.resolved_device(), torch.bfloat16 if loop.precision == "bf16" else torch.float32
+        )
+        if not isinstance(network, kind):
+            raise TypeError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
+        return network
 
     # ---- samples
 
@@ -117,7 +135,9 @@ class ProUiganTask(Task):
         """Cut one packed face into the (mis-framed) frame and degrade it."""
         mirrored = bool(vary and rng.random() < 0.5)
         matrix = frame_matrix(misframing(rng, degradation), mirrored)
-        picture = cv2.warpAffine(self.pack.images[index], matrix, (FRAME, FRAME), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        picture = cv2.warpAffine(
+            self.pack.images[index], matrix, (FRAME, FRAME), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        )
         points = apply(matrix, self.pack.landmarks[index])
         if mirrored:
             points = points[MIRROR]
@@ -127,40 +147,66 @@ class ProUiganTask(Task):
         made = degrade_face(np.ascontiguousarray(picture), points, rng, degradation, donor)
         inside = np.zeros((FRAME, FRAME), np.uint8)
         cv2.fillConvexPoly(inside, np.round(apply(matrix, self.pack.corners[index])).astype(np.int32), 1)
-        labels = np.full((32, 32), 255, np.uint8)
+        labels: np.ndarray = np.full((32, 32), 255, np.uint8)
         if self.labels is not None:
             small = matrix.copy()  # label pixels are packed pixels averaged 2x2
             small[:, :2] *= 2 * 32 / FRAME
             small[:, 2] = (matrix[:, 2] + matrix[:, :2] @ np.full(2, 0.5) + 0.5) * (32 / FRAME) - 0.5
-            labels = cv2.warpAffine(self.labels[index], small, (32, 32), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+            labels = cv2.warpAffine(
+                self.labels[index], small, (32, 32), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101
+            )
             if mirrored:
                 labels = MIRRORED[labels]
         visible = (made.mask_lq < 0.01)[..., None]
         noise = np.sqrt((np.square(made.lq - made.lq_clean) * visible).sum() / max(3 * visible.sum(), 1))
         return {
-            "lq": made.lq, "gt": made.gt, "mask": made.mask, "mask_lq": made.mask_lq, "points": points, "labels": labels,
-            "inside": inside, "noise": noise, "face": 1.0,
-        }  # fmt: skip
+            "lq": made.lq,
+            "gt": made.gt,
+            "mask": made.mask,
+            "mask_lq": made.mask_lq,
+            "points": points,
+            "labels": labels,
+            "inside": inside,
+            "noise": noise,
+            "face": 1.0,
+        }
 
     def _covered_face(self, rng: np.random.Generator, index: int) -> dict[str, Any]:
-        """A really covered face: no truth. `mask` is 1 where a cover surely lies, 0 where it surely does not, else NaN."""
+        """A really covered face, without truth; `mask` is 1 where a cover surely lies, 0 where none, else NaN."""
         assert self.covered is not None
         mirrored = bool(rng.random() < 0.5)
         matrix = frame_matrix(misframing(rng, self.config.degradation), mirrored)
-        picture = cv2.warpAffine(self.covered.images[index], matrix, (FRAME, FRAME), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
-        plain = DegradationConfig.clean() if rng.random() < 0.5 else self.config.degradation.model_copy(update={"occluder_probability": 0.0, "text_probability": 0.0})
+        picture = cv2.warpAffine(
+            self.covered.images[index],
+            matrix,
+            (FRAME, FRAME),
+            flags=cv2.INTER_LINEAR,
+            borderMode=cv2.BORDER_REFLECT_101,
+        )
+        plain = (
+            DegradationConfig.clean()
+            if rng.random() < 0.5
+            else self.config.degradation.model_copy(update={"occluder_probability": 0.0, "text_probability": 0.0})
+        )
         made = degrade_face(np.ascontiguousarray(picture), None, rng, plain)
         # By eye on 72 of these pictures: cover between mouth and chin, eyes bare; the rest differs from face to face.
         sure = np.full((FRAME, FRAME), np.nan, np.float32)
         sure[38:50, 40:88] = 0
         sure[80:104, 46:82] = 1
         return {
-            "lq": made.lq, "gt": made.gt, "mask": sure, "mask_lq": np.zeros((16, 16), np.float32), "points": np.full((68, 2), np.nan),
-            "labels": np.full((32, 32), 255, np.uint8), "inside": np.zeros((FRAME, FRAME), np.uint8), "noise": np.nan, "face": 1.0,
-        }  # fmt: skip
+            "lq": made.lq,
+            "gt": made.gt,
+            "mask": sure,
+            "mask_lq": np.zeros((16, 16), np.float32),
+            "points": np.full((68, 2), np.nan),
+            "labels": np.full((32, 32), 255, np.uint8),
+            "inside": np.zeros((FRAME, FRAME), np.uint8),
+            "noise": np.nan,
+            "face": 1.0,
+        }
 
     def _no_face(self, rng: np.random.Generator) -> dict[str, Any]:
-        """A thumbnail that shows no face: flat or random texture, a torn piece of a picture, a face upside down or shuffled."""
+        """A thumbnail of no face: texture, a torn piece of a picture, a face upside down or shuffled."""
         picture = self.pack.images[int(rng.choice(self.members[int(rng.integers(len(self.members)))]))]
         kind = int(rng.integers(5))
         if kind == 0:  # a corner piece, enlarged
@@ -175,16 +221,24 @@ class ProUiganTask(Task):
             coarse = rng.uniform(0, 255, (int(rng.integers(2, 12)), int(rng.integers(2, 12)), 3)).astype(np.float32)
             picture = cv2.resize(coarse, (FRAME, FRAME), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
         elif kind == 3:  # flat or noise
-            flat = np.full((FRAME, FRAME, 3), rng.uniform(0, 255, 3)) + rng.normal(0, rng.choice([0.0, 4.0, 60.0]), (FRAME, FRAME, 3))
+            flat = np.full((FRAME, FRAME, 3), rng.uniform(0, 255, 3)) + rng.normal(
+                0, rng.choice([0.0, 4.0, 60.0]), (FRAME, FRAME, 3)
+            )
             picture = flat.clip(0, 255).astype(np.uint8)
         else:  # upside down
             picture = picture[::-1][MARGIN:-MARGIN, MARGIN:-MARGIN]
         lq = cv2.resize(np.ascontiguousarray(picture), (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
         return {
-            "lq": lq, "gt": np.zeros((FRAME, FRAME, 3), np.uint8), "mask": np.full((FRAME, FRAME), np.nan, np.float32),
-            "mask_lq": np.zeros((16, 16), np.float32), "points": np.full((68, 2), np.nan), "labels": np.full((32, 32), 255, np.uint8),
-            "inside": np.zeros((FRAME, FRAME), np.uint8), "noise": np.nan, "face": 0.0,
-        }  # fmt: skip
+            "lq": lq,
+            "gt": np.zeros((FRAME, FRAME, 3), np.uint8),
+            "mask": np.full((FRAME, FRAME), np.nan, np.float32),
+            "mask_lq": np.zeros((16, 16), np.float32),
+            "points": np.full((68, 2), np.nan),
+            "labels": np.full((32, 32), 255, np.uint8),
+            "inside": np.zeros((FRAME, FRAME), np.uint8),
+            "noise": np.nan,
+            "face": 0.0,
+        }
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
         rng = rng_of(self.config.loop.seed, index)
@@ -197,7 +251,9 @@ class ProUiganTask(Task):
         draw = rng.random()
         if draw < config.clean_share:
             kernels = {"area": 0.7, "bicubic": 0.3}
-            degradation = DegradationConfig.clean(kernel_weights=kernels, misframing_probability=0.5, grey_probability=0.05, tone_probability=0.2)
+            degradation = DegradationConfig.clean(
+                kernel_weights=kernels, misframing_probability=0.5, grey_probability=0.05, tone_probability=0.2
+            )
         elif draw < config.clean_share + config.bare_share:
             degradation = config.degradation.model_copy(update={"occluder_probability": 0.0})
         else:
@@ -214,13 +270,20 @@ class ProUiganTask(Task):
         return {
             "lq": np.ascontiguousarray(made["lq"].transpose(2, 0, 1), dtype=np.float32),
             "gt": np.ascontiguousarray(made["gt"].transpose(2, 0, 1)),
-            "mask": mask[None].astype(np.float32), "mask_known": mask_known[None], "mask_lq": made["mask_lq"][None].astype(np.float32),
-            "given": np.float32(given), "has_truth": np.float32(kind == "face"), "covered": np.float32(kind == "covered"),
-            "points": np.nan_to_num(points), "points_known": np.float32(np.isfinite(points).all()),
-            "labels": made["labels"].astype(np.int64), "inside": made["inside"][None].astype(np.float32),
-            "noise": np.float32(np.nan_to_num(made["noise"])), "noise_known": np.float32(np.isfinite(made["noise"])),
+            "mask": mask[None].astype(np.float32),
+            "mask_known": mask_known[None],
+            "mask_lq": made["mask_lq"][None].astype(np.float32),
+            "given": np.float32(given),
+            "has_truth": np.float32(kind == "face"),
+            "covered": np.float32(kind == "covered"),
+            "points": np.nan_to_num(points),
+            "points_known": np.float32(np.isfinite(points).all()),
+            "labels": made["labels"].astype(np.int64),
+            "inside": made["inside"][None].astype(np.float32),
+            "noise": np.float32(np.nan_to_num(made["noise"])),
+            "noise_known": np.float32(np.isfinite(made["noise"])),
             "face": np.float32(made["face"]),
-        }  # fmt: skip
+        }
 
     # ---- losses
 
@@ -232,7 +295,9 @@ class ProUiganTask(Task):
 
     def _forward(self, batch: dict[str, Tensor], detail: bool) -> ProUiganOutput:
         known = batch["given"].view(-1, 1, 1, 1)
-        return self.network(batch["lq"].contiguous(memory_format=torch.channels_last), batch["mask_lq"], known, detail=detail)
+        return self.network(
+            batch["lq"].contiguous(memory_format=torch.channels_last), batch["mask_lq"], known, detail=detail
+        )
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         return self._trunk_loss(batch) if self.config.phase == "trunk" else self._detail_loss(batch)
@@ -245,10 +310,16 @@ class ProUiganTask(Task):
         total = truth.new_zeros(())
         for k, share in enumerate(STEP_WEIGHTS):
             side = out.images[k].shape[-1]
-            gt, w = (truth, weight) if side == FRAME else (F.avg_pool2d(truth, FRAME // side), F.avg_pool2d(weight, FRAME // side))
+            gt, w = (
+                (truth, weight)
+                if side == FRAME
+                else (F.avg_pool2d(truth, FRAME // side), F.avg_pool2d(weight, FRAME // side))
+            )
             parts[f"pixel_{side}"] = losses.pixel_loss(out.images[k], gt, w)
             total = total + share * parts[f"pixel_{side}"]
-            divergence, distance = losses.landmark_loss(out.heatmap_logits[k], out.points[k], batch["points"], batch["points_known"])
+            divergence, distance = losses.landmark_loss(
+                out.heatmap_logits[k], out.points[k], batch["points"], batch["points_known"]
+            )
             total = total + share * (config.heatmap * divergence + config.coordinate * distance)
             logits = out.mask_logits[k].float()
             cover, known = (F.avg_pool2d(batch[n], 64 // logits.shape[-1]) for n in ("mask", "mask_known"))
@@ -267,7 +338,9 @@ class ProUiganTask(Task):
         parts["face"] = F.binary_cross_entropy_with_logits(out.face_logit, batch["face"])
         noise_error = F.smooth_l1_loss(out.log_noise, (batch["noise"] + 1e-3).log(), reduction="none")
         parts["noise"] = (noise_error * batch["noise_known"]).sum() / batch["noise_known"].sum().clamp_min(1)
-        total = total + config.uncertainty * parts["uncertainty"] + config.verdict * (parts["face"] + 0.5 * parts["noise"])
+        total = (
+            total + config.uncertainty * parts["uncertainty"] + config.verdict * (parts["face"] + 0.5 * parts["noise"])
+        )
         if self.identity is not None and config.identity_weight:
             found = self.identity(out.images[-1].contiguous(memory_format=torch.channels_last))
             with torch.no_grad():
@@ -289,7 +362,9 @@ class ProUiganTask(Task):
         x = torch.where(mass > 20, (cover.sum((1, 2)) @ axis) / mass.clamp_min(1), 64.0)
         y = torch.where(mass > 20, (cover.sum((1, 3)) @ axis) / mass.clamp_min(1), 84.0)
         left, top = (x - 32).clamp(0, 64).round().long().tolist(), (y - 32).clamp(0, 64).round().long().tolist()
-        return torch.stack([image[i, :, t : t + 64, s : s + 64] for i, (s, t) in enumerate(zip(left, top, strict=True))])
+        return torch.stack(
+            [image[i, :, t : t + 64, s : s + 64] for i, (s, t) in enumerate(zip(left, top, strict=True))]
+        )
 
     def _detail_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
         config = self.config
@@ -298,18 +373,24 @@ class ProUiganTask(Task):
         layout = torch.channels_last
         parts = {"pixel": losses.pixel_loss(image, truth, weight)}
         total = config.pixel * parts["pixel"]
-        for name, teacher in (("identity", self.identity), ("parser", self.parser)):
+        teachers: dict[str, IdentityNet | FaceParser | None] = {"identity": self.identity, "parser": self.parser}
+        for name, teacher in teachers.items():
             if teacher is not None and config.perceptual:
                 found = teacher.features(image.contiguous(memory_format=layout))
                 with torch.no_grad():
                     wanted = teacher.features(truth.contiguous(memory_format=layout))
                 parts[f"perceptual_{name}"] = losses.feature_loss(found[:4], wanted[:4], has_truth)
                 total = total + config.perceptual * parts[f"perceptual_{name}"]
-                if name == "identity" and config.identity_weight:
-                    parts["identity"] = losses.identity_loss(teacher.describe(found), teacher.describe(wanted), has_truth)
+                if isinstance(teacher, IdentityNet) and config.identity_weight:
+                    parts["identity"] = losses.identity_loss(
+                        teacher.describe(found), teacher.describe(wanted), has_truth
+                    )
                     total = total + config.identity_weight * parts["identity"]
         seen = batch["face"].view(-1, 1)  # really covered faces count: what is painted there must look like a bare face
-        fooled = [-(self.others["whole"](image) * seen).mean(), -(self.others["part"](self._local(image, batch)) * seen).mean()]
+        fooled = [
+            -(self.others["whole"](image) * seen).mean(),
+            -(self.others["part"](self._local(image, batch)) * seen).mean(),
+        ]
         parts["fooled"] = sum(fooled)
         total = total + config.adversarial * parts["fooled"]
         self._fake = image.detach()
@@ -342,13 +423,17 @@ class ProUiganTask(Task):
                 chosen = np.flatnonzero((self.pack.sets == name) & self.pack.validation)[: self.config.validation_faces]
                 for mode, degradation in (("clean", DegradationConfig.clean()), ("covered", noisy)):
                     for i in chosen:
-                        rows.append(self._arrays(self._face(rng_of(99, int(i)), int(i), degradation, vary=False), "face", False))
+                        rows.append(
+                            self._arrays(self._face(rng_of(99, int(i)), int(i), degradation, vary=False), "face", False)
+                        )
                         self._tags.append(f"{name}_{mode}")
             if self.covered is not None:
                 for i in np.flatnonzero(self.covered.validation)[: self.config.validation_faces]:
                     cut = np.ascontiguousarray(self.covered.images[i][MARGIN:-MARGIN, MARGIN:-MARGIN])
                     lq = cv2.resize(cut, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-                    rows.append(rows[0] | {"lq": np.ascontiguousarray(lq.transpose(2, 0, 1)), "gt": cut.transpose(2, 0, 1)})
+                    rows.append(
+                        rows[0] | {"lq": np.ascontiguousarray(lq.transpose(2, 0, 1)), "gt": cut.transpose(2, 0, 1)}
+                    )
                     self._tags.append("masked")
             self._held = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
         return self._held
@@ -360,7 +445,9 @@ class ProUiganTask(Task):
         kept: dict[str, list[Tensor]] = {k: [] for k in ("image", "points", "mask", "scale", "sharp")}
         for part in lq.split(32):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16"):
-                out = network(part.to(device).contiguous(memory_format=torch.channels_last), detail=self.config.phase == "detail")
+                out = network(
+                    part.to(device).contiguous(memory_format=torch.channels_last), detail=self.config.phase == "detail"
+                )
             mask = F.avg_pool2d(torch.sigmoid(out.mask_logits[-1].float()), 4)
             visible, slack = visible_share(mask, 16), (out.log_noise.exp() * 2).clamp(0, 0.1)
             kept["image"].append(agree(out.images[-1], part.to(device), visible, slack).cpu())
@@ -378,7 +465,9 @@ class ProUiganTask(Task):
         tags, cover = np.array(self._tags), F.interpolate(held["mask"], scale_factor=2.0, mode="nearest")
 
         def psnr(image: Tensor, weight: Tensor) -> Tensor:
-            error = ((image - truth).square().mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum((1, 2, 3)).clamp_min(1)
+            error = ((image - truth).square().mean(1, keepdim=True) * weight).sum((1, 2, 3)) / weight.sum(
+                (1, 2, 3)
+            ).clamp_min(1)
             return -10 * torch.log10(error.clamp_min(1e-8))
 
         whole = (psnr(found["image"], torch.ones_like(cover)) - psnr(bicubic, torch.ones_like(cover))).numpy()
@@ -407,11 +496,23 @@ class ProUiganTask(Task):
     def grid(self, network: nn.Module) -> np.ndarray:
         held = self._held_out()
         tags = np.array(self._tags)
-        rows = np.concatenate([np.flatnonzero(tags == t)[:5] for t in ("utkface_clean", "celeba_clean", "aaf_covered", "celebamask_covered", "lfw_covered", "masked") if t in tags])
+        rows = np.concatenate(
+            [
+                np.flatnonzero(tags == t)[:5]
+                for t in ("utkface_clean", "celeba_clean", "aaf_covered", "celebamask_covered", "lfw_covered", "masked")
+                if t in tags
+            ]
+        )
         lq = held["lq"][rows]
         found = self._restore(network, lq)
         mask = F.interpolate(found["mask"], size=(FRAME, FRAME), mode="nearest").expand(-1, 3, -1, -1)
-        shown = [F.interpolate(lq, size=(FRAME, FRAME), mode="nearest"), found["image"], found["sharp"], held["gt"][rows].float() / 255, mask]
+        shown = [
+            F.interpolate(lq, size=(FRAME, FRAME), mode="nearest"),
+            found["image"],
+            found["sharp"],
+            held["gt"][rows].float() / 255,
+            mask,
+        ]
         if self.config.phase == "trunk":
             shown.pop(2)
         strips = [torch.cat([s[i] for s in shown], 1) for i in range(len(rows))]  # (3, 5 * 128, 128) each

@@ -60,10 +60,9 @@ def _cover(
     if config.occluder is None and rng.random() >= config.occluder_probability:
         return face, None, None
     weights = config.occluder_weights
-    first = config.occluder
-    if first is None:
-        first = pick(rng, tuple(weights), tuple(weights.values()))
-    kinds: list[OccluderKind] = [first]
+    drawn = pick(rng, tuple(weights), tuple(weights.values()))
+    first = config.occluder or drawn
+    kinds = [first]
     if rng.random() < config.second_occluder_probability:
         partners = _BESIDE_MASKS if first in occluders.MASKS else OCCLUDERS
         kinds.append(pick(rng, [k for k in partners if k != first]))

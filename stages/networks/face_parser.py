@@ -29,7 +29,9 @@ class FaceParser(nn.Module):
         self.stem = conv(3, width, 5, stride=2)
         self.down_blocks = nn.ModuleList(ResidualBlock(w) for w in widths[:-1])
         self.downs = nn.ModuleList(conv(a, b, 3, stride=2) for a, b in zip(widths[:-1], widths[1:], strict=True))
-        self.middle = nn.Sequential(ResidualBlock(widths[-1]), ResidualBlock(widths[-1], dilation=2), ResidualBlock(widths[-1]))
+        self.middle = nn.Sequential(
+            ResidualBlock(widths[-1]), ResidualBlock(widths[-1], dilation=2), ResidualBlock(widths[-1])
+        )
         self.norm = ChannelNorm(widths[-1])
         self.ups = nn.ModuleList(conv(b, a, 1) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.up_blocks = nn.ModuleList(ResidualBlock(w) for w in widths[:-1])

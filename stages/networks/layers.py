@@ -10,6 +10,15 @@ def conv(inputs: int, outputs: int, size: int = 3, stride: int = 1, dilation: in
     return nn.Conv2d(inputs, outputs, size, stride, dilation * (size // 2), dilation)
 
 
+def filled(layer: nn.Conv2d, bias: float = 0.0, weight: float | None = 0.0) -> nn.Conv2d:
+    """The layer with its bias, and its weight unless None, set to a constant."""
+    assert layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    if weight is not None:
+        nn.init.constant_(layer.weight, weight)
+    return layer
+
+
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions beside an identity path; the second starts at zero, so a deep stack starts as identity.
 
@@ -19,9 +28,7 @@ class ResidualBlock(nn.Module):
     def __init__(self, channels: int, dilation: int = 1) -> None:
         super().__init__()
         self.first = conv(channels, channels, dilation=dilation)
-        self.second = conv(channels, channels)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        self.second = filled(conv(channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x))))

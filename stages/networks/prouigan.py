@@ -6,7 +6,7 @@ covered face under them. The paper gives no widths; these were chosen for bf16 c
 and 32 px, narrow above.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from landmarks.heatmaps import soft_argmax
 from landmarks.scheme import POINT_COUNT
 from stages.networks.face_parser import PARSING_CLASSES
-from stages.networks.layers import ChannelNorm, ResidualBlock, conv
+from stages.networks.layers import ChannelNorm, ResidualBlock, conv, filled
 
 INPUT_SIZE, OUTPUT_SIZE = 16, 128
 PRIOR_CHANNELS = 32
@@ -38,16 +38,16 @@ class ProUiganOutput:
         detail: (B, 3, 128, 128) what `fidelity` 0 adds to the last image; None unless asked for.
     """
 
-    images: list[Tensor] = field(default_factory=list)
-    heatmap_logits: list[Tensor] = field(default_factory=list)
-    points: list[Tensor] = field(default_factory=list)
-    spread: list[Tensor] = field(default_factory=list)
-    parsing_logits: list[Tensor] = field(default_factory=list)
-    mask_logits: list[Tensor] = field(default_factory=list)
-    log_scale: Tensor | None = None
-    face_logit: Tensor | None = None
-    log_noise: Tensor | None = None
-    detail: Tensor | None = None
+    images: list[Tensor]
+    heatmap_logits: list[Tensor]
+    points: list[Tensor]
+    spread: list[Tensor]
+    parsing_logits: list[Tensor]
+    mask_logits: list[Tensor]
+    log_scale: Tensor
+    face_logit: Tensor
+    log_noise: Tensor
+    detail: Tensor | None
 
 
 def pooled(x: Tensor, size: int) -> Tensor:
@@ -73,9 +73,7 @@ class Attention(nn.Module):
         self.query_place = nn.Parameter(torch.randn(1, query_channels, TOKEN_GRID, TOKEN_GRID) * 0.02)
         self.key_place = nn.Parameter(torch.randn(1, key_channels, TOKEN_GRID, TOKEN_GRID) * 0.02)
         self.query, self.key_value = conv(query_channels, width, 1), conv(key_channels, 2 * width, 1)
-        self.out = conv(width, query_channels, 1)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
+        self.out = filled(conv(width, query_channels, 1))
 
     def _tokens(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
@@ -99,11 +97,16 @@ class CrossModalTransformer(nn.Module):
         super().__init__()
         self.to_image = Attention(channels, landmark_channels, width, heads)
         self.to_landmark = Attention(landmark_channels, channels, width, heads)
-        self.image_forward, self.landmark_forward = self._forward_layer(channels), self._forward_layer(landmark_channels)
+        self.image_forward, self.landmark_forward = (
+            self._forward_layer(channels),
+            self._forward_layer(landmark_channels),
+        )
 
     @staticmethod
     def _forward_layer(channels: int) -> nn.Sequential:
-        return nn.Sequential(ChannelNorm(channels), conv(channels, 2 * channels, 1), nn.GELU(), conv(2 * channels, channels, 1))
+        return nn.Sequential(
+            ChannelNorm(channels), conv(channels, 2 * channels, 1), nn.GELU(), conv(2 * channels, channels, 1)
+        )
 
     def forward(self, image: Tensor, landmark: Tensor) -> tuple[Tensor, Tensor]:
         image_tokens, landmark_tokens = pooled(image, TOKEN_GRID), pooled(landmark, TOKEN_GRID)
@@ -122,11 +125,8 @@ class GuidedBlock(nn.Module):
 
     def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.first, self.second = conv(channels, channels, dilation=dilation), conv(channels, channels)
-        self.gate = conv(PRIOR_CHANNELS, channels, 1)
-        nn.init.ones_(self.gate.bias)
-        nn.init.zeros_(self.second.weight)
-        nn.init.zeros_(self.second.bias)
+        self.first, self.second = conv(channels, channels, dilation=dilation), filled(conv(channels, channels))
+        self.gate = filled(conv(PRIOR_CHANNELS, channels, 1), bias=1, weight=None)  # open at the start
 
     def forward(self, x: Tensor, priors: Tensor) -> Tensor:
         return x + self.second(F.silu(self.first(F.silu(x)) * self.gate(priors)))
@@ -145,9 +145,20 @@ class Step(nn.Module):
     """
 
     def __init__(
-        self, size: int, channels: int, next_channels: int | None, painted: int, carried: int, carried_landmark: int, landmark_channels: int,
-        blocks: int, dilations: tuple[int, ...], landmark_dilations: tuple[int, ...], width: int, heads: int,
-    ) -> None:  # fmt: skip
+        self,
+        size: int,
+        channels: int,
+        next_channels: int | None,
+        painted: int,
+        carried: int,
+        carried_landmark: int,
+        landmark_channels: int,
+        blocks: int,
+        dilations: tuple[int, ...],
+        landmark_dilations: tuple[int, ...],
+        width: int,
+        heads: int,
+    ) -> None:
         super().__init__()
         self.grid = min(size, LANDMARK_GRID)
         self.stem = conv(5, channels)  # RGB, mask, mask known
@@ -158,26 +169,28 @@ class Step(nn.Module):
         self.landmark_carry = conv(carried_landmark, landmark_channels) if carried_landmark else None
         self.landmark_mix = conv(channels, landmark_channels, 1)
         self.landmark_place = nn.Parameter(torch.zeros(1, landmark_channels, self.grid, self.grid))
-        self.landmark_blocks = nn.Sequential(*(ResidualBlock(landmark_channels, dilation=d) for d in landmark_dilations))
+        self.landmark_blocks = nn.Sequential(
+            *(ResidualBlock(landmark_channels, dilation=d) for d in landmark_dilations)
+        )
         self.transformer = CrossModalTransformer(channels, landmark_channels, width, heads)
         self.heatmap_head = conv(landmark_channels, POINT_COUNT, 1)
         self.parsing_head = conv(channels, len(PARSING_CLASSES), 1)
-        self.mask_head = conv(channels, 1)
-        nn.init.constant_(self.mask_head.bias, -3)  # faces start as bare: else the skip would start half closed
+        # Faces start as bare: else the skip would start half closed.
+        self.mask_head = filled(conv(channels, 1), bias=-3, weight=None)
         self.prior = conv(POINT_COUNT + len(PARSING_CLASSES), PRIOR_CHANNELS, 1)
         self.prior_mask = conv(1, PRIOR_CHANNELS, 1)
         self.prior_in = conv(PRIOR_CHANNELS, channels, 1)
         self.guided = nn.ModuleList(GuidedBlock(channels, d) for d in dilations)
         self.up = conv(channels, 4 * next_channels, 1) if next_channels else None
-        self.paint = conv(channels, 4 * painted)
-        nn.init.zeros_(self.paint.weight)
-        nn.init.zeros_(self.paint.bias)
+        self.paint = filled(conv(channels, 4 * painted))
 
-    def forward(self, rgb: Tensor, mask: Tensor, known: Tensor, carried: Tensor | None, carried_landmark: Tensor | None) -> dict[str, Tensor]:
+    def forward(
+        self, rgb: Tensor, mask: Tensor, known: Tensor, carried: Tensor | None, carried_landmark: Tensor | None
+    ) -> dict[str, Tensor]:
         """Priors and features of this step.
 
         Args:
-            rgb: (B, 3, s, s) in [-1, 1]. mask: (B, 1, s, s), the mask so far. known: (B, 1, 1, 1), 1 where it was given.
+            rgb: (B, 3, s, s) in [-1, 1]. mask: (B, 1, s, s), so far. known: (B, 1, 1, 1), 1 where it was given.
         """
         dtype = self.stem.weight.dtype  # pictures stay float32; features take the weights' type
         x = self.stem(torch.cat([rgb, mask, known.expand_as(mask)], 1).to(dtype))  # (B, C, s, s)
@@ -203,12 +216,17 @@ class Step(nn.Module):
             x = block(x, priors)
         active = F.silu(x)
         return {
-            "features": x, "landmark": points, "mask": found,
+            "features": x,
+            "landmark": points,
+            "mask": found,
             "painted": F.pixel_shuffle(self.paint(active), 2).float(),  # (B, painted, 2s, 2s)
             "up": active if self.up is None else F.pixel_shuffle(self.up(active), 2),
-            "heatmap_logits": heatmap_logits, "parsing_logits": parsing_logits, "mask_logits": mask_logits,
-            "points": coordinates, "spread": spread,
-        }  # fmt: skip
+            "heatmap_logits": heatmap_logits,
+            "parsing_logits": parsing_logits,
+            "mask_logits": mask_logits,
+            "points": coordinates,
+            "spread": spread,
+        }
 
 
 class DetailBranch(nn.Module):
@@ -223,9 +241,7 @@ class DetailBranch(nn.Module):
         self.fine, self.coarse = conv(fine_channels, width, 1), conv(coarse_channels, 4 * width, 1)
         self.picture = conv(12, width)
         self.blocks = nn.Sequential(*(ResidualBlock(width) for _ in range(blocks)))
-        self.paint = conv(width, 12)
-        nn.init.zeros_(self.paint.weight)
-        nn.init.zeros_(self.paint.bias)
+        self.paint = filled(conv(width, 12))
 
     def forward(self, fine: Tensor, coarse: Tensor, picture: Tensor) -> Tensor:
         x = self.fine(fine) + F.pixel_shuffle(self.coarse(coarse), 2) + self.picture(F.pixel_unshuffle(picture, 2))
@@ -245,28 +261,43 @@ class ProUiganNet(nn.Module):
     """
 
     def __init__(
-        self, widths: tuple[int, ...] = (192, 96, 32), blocks: tuple[int, ...] = (3, 0, 0),
+        self,
+        widths: tuple[int, ...] = (192, 96, 32),
+        blocks: tuple[int, ...] = (3, 0, 0),
         dilations: tuple[tuple[int, ...], ...] = ((1, 2, 4), (1, 2), (1,)),
-        landmark_width: int = 48, landmark_dilations: tuple[tuple[int, ...], ...] = ((1, 2, 1), (2,), (2,)),
-        attention_width: int = 64, heads: int = 2, detail_width: int = 48, detail_blocks: int = 2,
-    ) -> None:  # fmt: skip
+        landmark_width: int = 48,
+        landmark_dilations: tuple[tuple[int, ...], ...] = ((1, 2, 1), (2,), (2,)),
+        attention_width: int = 64,
+        heads: int = 2,
+        detail_width: int = 48,
+        detail_blocks: int = 2,
+    ) -> None:
         super().__init__()
         steps = []
         for k in range(3):
             steps.append(
                 Step(
-                    size=INPUT_SIZE * 2**k, channels=widths[k],
-                    next_channels=widths[k + 1] if k < 2 else None, painted=3 if k < 2 else 4, carried=widths[k] if k else 0,
-                    carried_landmark=landmark_width if k else 0, landmark_channels=landmark_width, blocks=blocks[k],
-                    dilations=tuple(dilations[k]), landmark_dilations=tuple(landmark_dilations[k]),
-                    width=attention_width, heads=heads,
+                    size=INPUT_SIZE * 2**k,
+                    channels=widths[k],
+                    next_channels=widths[k + 1] if k < 2 else None,
+                    painted=3 if k < 2 else 4,
+                    carried=widths[k] if k else 0,
+                    carried_landmark=landmark_width if k else 0,
+                    landmark_channels=landmark_width,
+                    blocks=blocks[k],
+                    dilations=tuple(dilations[k]),
+                    landmark_dilations=tuple(landmark_dilations[k]),
+                    width=attention_width,
+                    heads=heads,
                 )
-            )  # fmt: skip
+            )
         self.steps = nn.ModuleList(steps)
         self.verdict_head = nn.Linear(widths[0], 2)
         self.detail = DetailBranch(widths[2], widths[1], detail_width, detail_blocks)
 
-    def forward(self, lq: Tensor, mask: Tensor | None = None, known: Tensor | None = None, detail: bool = False) -> ProUiganOutput:
+    def forward(
+        self, lq: Tensor, mask: Tensor | None = None, known: Tensor | None = None, detail: bool = False
+    ) -> ProUiganOutput:
         """Restore.
 
         Args:
@@ -275,7 +306,6 @@ class ProUiganNet(nn.Module):
             known: (B, 1, 1, 1), 1 where `mask` is given for that face; None: given for all if `mask` is there.
             detail: also compute the detail branch.
         """
-        result = ProUiganOutput()
         image = lq * 2 - 1
         if mask is None:
             mask, known = torch.zeros_like(lq[:, :1]), torch.zeros_like(lq[:, :1, :1, :1])
@@ -284,29 +314,33 @@ class ProUiganNet(nn.Module):
         mask = mask * known
         covered = torch.zeros_like(mask)  # what earlier steps already painted over
         carried = carried_landmark = None
-        features: list[Tensor] = []
-        for k, step in enumerate(self.steps):
+        outs: list[dict[str, Tensor]] = []
+        images: list[Tensor] = []
+        for step in self.steps:
             out = step(image, mask, known, carried, carried_landmark)
-            features.append(out["features"])
-            grid = out["heatmap_logits"].shape[-1]
-            result.heatmap_logits.append(out["heatmap_logits"])
-            result.points.append((out["points"] + 0.5) * (OUTPUT_SIZE / grid) - 0.5)
-            result.spread.append(out["spread"] * (OUTPUT_SIZE / grid))
-            result.parsing_logits.append(out["parsing_logits"])
-            result.mask_logits.append(out["mask_logits"])
+            outs.append(out)
             # The skip loses what was found covered here and not before, so no occluder colour leaks into the next size.
             fresh = (out["mask"] - covered).clamp_min(0).detach()
             base = F.interpolate((image * (1 - fresh)).float(), scale_factor=2.0, mode="bicubic", align_corners=False)
             mask = F.interpolate(out["mask"].float(), scale_factor=2.0, mode="bilinear", align_corners=False)
             covered = mask
             carried = out["up"]
-            if k < 2:
-                carried_landmark = enlarged(out["landmark"], self.steps[k + 1].grid)
             image = base + out["painted"][:, :3]
-            result.images.append(image * 0.5 + 0.5)
-        result.log_scale = out["painted"][:, 3:] - 3  # an error of 0.05, about the mean of a trained network, at the start
-        verdict = self.verdict_head(features[0].mean((2, 3))).float()
-        result.face_logit, result.log_noise = verdict[:, 0], verdict[:, 1]
-        if detail:
-            result.detail = self.detail(features[2], features[1], image.to(features[2].dtype)).float() * 0.5
-        return result
+            carried_landmark = enlarged(out["landmark"], min(image.shape[-1], LANDMARK_GRID))
+            images.append(image * 0.5 + 0.5)
+        last = outs[-1]["painted"][:, 3:]
+        verdict = self.verdict_head(outs[0]["features"].mean((2, 3))).float()
+        fine, coarse = outs[2]["features"], outs[1]["features"]
+        to_frame = [OUTPUT_SIZE / out["heatmap_logits"].shape[-1] for out in outs]  # pixels of the 128 frame per cell
+        return ProUiganOutput(
+            images=images,
+            heatmap_logits=[out["heatmap_logits"] for out in outs],
+            points=[(out["points"] + 0.5) * cell - 0.5 for out, cell in zip(outs, to_frame, strict=True)],
+            spread=[out["spread"] * cell for out, cell in zip(outs, to_frame, strict=True)],
+            parsing_logits=[out["parsing_logits"] for out in outs],
+            mask_logits=[out["mask_logits"] for out in outs],
+            log_scale=last - 3,  # an error of 0.05, about the mean of a trained network, at the start
+            face_logit=verdict[:, 0],
+            log_noise=verdict[:, 1],
+            detail=self.detail(fine, coarse, image.to(fine.dtype)).float() * 0.5 if detail else None,
+        )

@@ -57,7 +57,9 @@ def test_a_crop_without_landmarks_fills_the_frame(parquet: Path, tmp_path: Path)
     assert pack.corners[1][0] == pytest.approx([MARGIN - 0.5] * 2, abs=1e-3)
 
 
-def test_validation_faces_are_marked_by_the_list(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validation_faces_are_marked_by_the_list(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "list.txt").write_text("c\nz\n")
     monkeypatch.setattr(faces, "VALIDATION_LIST", tmp_path / "list.txt")
     assert list(build_pack([parquet], tmp_path / "pack", workers=1).validation) == [False, True]

@@ -30,7 +30,19 @@ class LineTask(Task):
 
 
 def config(run: Path, steps: int, **changes: object) -> LoopConfig:
-    options = {"run": run, "steps": steps, "batch_size": 4, "lr": 1e-2, "warmup": 5, "workers": 0, "precision": "fp32", "device": "cpu", "schedule": "flat", "grid_steps": 1000, "channels_last": False}
+    options = {
+        "run": run,
+        "steps": steps,
+        "batch_size": 4,
+        "lr": 1e-2,
+        "warmup": 5,
+        "workers": 0,
+        "precision": "fp32",
+        "device": "cpu",
+        "schedule": "flat",
+        "grid_steps": 1000,
+        "channels_last": False,
+    }
     return LoopConfig.model_validate(options | changes)
 
 
@@ -70,7 +82,11 @@ def test_an_existing_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_the_schedules_rise_and_fall(tmp_path: Path) -> None:
     flat, cosine = config(tmp_path, 105), config(tmp_path, 105, schedule="cosine")
-    assert lr_share(0, flat) == pytest.approx(0.2) and lr_share(60, flat) == 1 and lr_share(105, flat) == pytest.approx(0.02)
+    assert (
+        lr_share(0, flat) == pytest.approx(0.2)
+        and lr_share(60, flat) == 1
+        and lr_share(105, flat) == pytest.approx(0.02)
+    )
     assert lr_share(55, cosine) == pytest.approx(0.51) and lr_share(105, cosine) == pytest.approx(0.02)
 
 

@@ -33,7 +33,9 @@ def test_faces_without_landmarks_do_not_count() -> None:
     logits, points = torch.randn(2, 68, 32, 32), torch.rand(2, 68, 2) * 100
     alone = landmark_loss(logits[:1], points[:1], points[:1] + 3, torch.ones(1))
     both = landmark_loss(logits, points, torch.cat([points[:1] + 3, points[1:] + 90]), torch.tensor([1.0, 0.0]))
-    assert both[0].item() == pytest.approx(alone[0].item(), rel=1e-5) and both[1].item() == pytest.approx(alone[1].item(), rel=1e-5)
+    assert both[0].item() == pytest.approx(alone[0].item(), rel=1e-5) and both[1].item() == pytest.approx(
+        alone[1].item(), rel=1e-5
+    )
 
 
 def test_laplace_loss_is_least_at_the_true_mean_error() -> None:
@@ -50,4 +52,6 @@ def test_feature_loss_ignores_the_length_of_features() -> None:
 
 def test_identity_loss_of_opposite_descriptors_is_two() -> None:
     a = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
-    assert identity_loss(a, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.tensor([1.0, 0.0])).item() == pytest.approx(2)
+    assert identity_loss(a, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.tensor([1.0, 0.0])).item() == pytest.approx(
+        2
+    )

@@ -19,9 +19,15 @@ from training import train_prouigan  # noqa: E402
 from training.train_prouigan import frame_matrix  # noqa: E402
 
 NETWORK = {
-    "widths": [16, 16, 16], "blocks": [1, 0, 0], "dilations": [[1], [1], [1]], "landmark_width": 16,
-    "landmark_dilations": [[1], [1], [1]], "attention_width": 16, "heads": 2, "detail_width": 16,
-}  # fmt: skip
+    "widths": [16, 16, 16],
+    "blocks": [1, 0, 0],
+    "dilations": [[1], [1], [1]],
+    "landmark_width": 16,
+    "landmark_dilations": [[1], [1], [1]],
+    "attention_width": 16,
+    "heads": 2,
+    "detail_width": 16,
+}
 
 
 @pytest.fixture
@@ -34,13 +40,32 @@ def config(tmp_path: Path) -> Path:
         coarse.resize((160, 160), Image.Resampling.BICUBIC).save(data, "PNG")
         pictures.append(data.getvalue())
     points = (np.asarray(MEAN_SHAPE) + 16).ravel().tolist()
-    pq.write_table(pa.table({"id": list("abcdef"), "image": pictures, "landmarks": [points] * 6}), tmp_path / "faces.parquet")
+    pq.write_table(
+        pa.table({"id": list("abcdef"), "image": pictures, "landmarks": [points] * 6}), tmp_path / "faces.parquet"
+    )
     pq.write_table(pa.table({"id": list("uvw"), "image": pictures[:3]}), tmp_path / "covered.parquet")
     options = {
-        "task": "prouigan", "data": ["faces.parquet"], "covered_data": ["covered.parquet"], "pack": "pack", "covered_pack": "covered",
-        "network": NETWORK, "validation_faces": 1, "covered_share": 0.2, "no_face_share": 0.2,
-        "loop": {"run": "run", "steps": 10, "batch_size": 4, "lr": 2e-3, "warmup": 1, "workers": 0, "grid_steps": 1000, "log_steps": 2, "device": "cpu"},
-    }  # fmt: skip
+        "task": "prouigan",
+        "data": ["faces.parquet"],
+        "covered_data": ["covered.parquet"],
+        "pack": "pack",
+        "covered_pack": "covered",
+        "network": NETWORK,
+        "validation_faces": 1,
+        "covered_share": 0.2,
+        "no_face_share": 0.2,
+        "loop": {
+            "run": "run",
+            "steps": 10,
+            "batch_size": 4,
+            "lr": 2e-3,
+            "warmup": 1,
+            "workers": 0,
+            "grid_steps": 1000,
+            "log_steps": 2,
+            "device": "cpu",
+        },
+    }
     path = tmp_path / "train.yaml"
     path.write_text(yaml.safe_dump(options))
     return path
@@ -55,14 +80,20 @@ def test_a_few_steps_lower_the_loss(config: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(train_prouigan.ProUiganTask, "validate", lambda self, network: {})
     monkeypatch.setattr(train_prouigan.ProUiganTask, "grid", lambda self, network: None)
     sample = train_prouigan.ProUiganTask.sample
-    monkeypatch.setattr(train_prouigan.ProUiganTask, "sample", lambda self, index: sample(self, index % 4))  # one batch, again and again
+    monkeypatch.setattr(
+        train_prouigan.ProUiganTask, "sample", lambda self, index: sample(self, index % 4)
+    )  # one batch, again and again
     config.write_text(config.read_text() + f"phase: {phase}\nadversarial: {0.01 if phase == 'detail' else 0.0}\n")
     network = train_prouigan.main(config)
     values = losses(config.parent / "run")
     assert np.isfinite(values).all()
     if phase == "trunk":
         assert values[-1] < values[0]
-    moved = {name.split(".")[0] for name, p in network.named_parameters() if name.endswith("paint.weight") and p.abs().max() > 0}
+    moved = {
+        name.split(".")[0]
+        for name, p in network.named_parameters()
+        if name.endswith("paint.weight") and p.abs().max() > 0
+    }
     assert moved == ({"steps"} if phase == "trunk" else {"detail"})
 
 
