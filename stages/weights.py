@@ -126,6 +126,7 @@ def save_weights(name: str, network: nn.Module, card: dict[str, Any], dtype: tor
     tensors = {k: (v.to(dtype) if v.is_floating_point() else v).contiguous() for k, v in network.state_dict().items()}
     path = folder / f"{name}.safetensors"
     save_file(tensors, path)
+    path.chmod(0o644)  # safetensors writes for the owner alone
     full = WeightCard(name=name, sha256=hashlib.sha256(path.read_bytes()).hexdigest(), **card)
     path.with_suffix(".json").write_text(
         json.dumps(full.model_dump(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -2,10 +2,11 @@
 
     python -m training.publish --run runs/prouigan --name prouigan_128
 
-Metrics are left as they are in the card that is there already, or empty: `evaluation/` writes them.
+The card starts without metrics: `evaluation/` measures the published weights and writes them.
 """
 
 import argparse
+import inspect
 import json
 import platform
 import subprocess
@@ -16,7 +17,7 @@ import torch
 import yaml
 
 from stages.networks import NETWORKS
-from stages.weights import WeightsError, read_card, save_weights
+from stages.weights import save_weights
 
 LICENCE = "Research and non-commercial use only: inherits the terms of the training data (see LICENCES.md)."
 SETS = {
@@ -55,7 +56,11 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)  # noqa: TID251 tensors only
     architecture = config["task"]
-    network = NETWORKS[architecture](**config["network"])
+    build = NETWORKS[architecture]
+    # The card holds every argument, so that a later change of a default cannot change what an old file means.
+    defaults = {k: p.default for k, p in inspect.signature(build).parameters.items()}
+    arguments = json.loads(json.dumps(defaults | config["network"]))
+    network = build(**arguments)
     network.load_state_dict(state["ema"])
     seconds, samples = 0.0, 0
     for entry in map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines()):
@@ -67,13 +72,9 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
     ).stdout.strip()
     sources = config["data"] if isinstance(config["data"], list) else [config["data"]]
     names = [Path(p).stem for p in [*sources, *config.get("covered_data", [])]]
-    try:
-        metrics = read_card(name).metrics
-    except WeightsError:
-        metrics = []
     card = {
         "architecture": architecture,
-        "arguments": config["network"],
+        "arguments": arguments,
         "input": INPUTS[architecture],
         "data": {
             "sets": {n: SETS.get(n, "user's own") for n in names},
@@ -90,7 +91,7 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
             "hardware": f"{torch.get_num_threads()} threads, {platform.machine()}",
             "earlier": earlier or [],
         },
-        "metrics": metrics,
+        "metrics": [],
         "licence": LICENCE,
         "limits": LIMITS[architecture],
     }
