@@ -31,7 +31,7 @@ from stages.base import Precision
 from stages.degradation import DegradationConfig, degrade_face
 
 BATCH = 32  # faces a call, for the network and for the convolution that gives the peak
-PEAK_CHANNELS, PEAK_SIZE = 256, 16  # a 3x3 convolution of this shape is what runs best here of all tried
+PEAK_CHANNELS, PEAK_SIZE = 256, 16  # the 3x3 convolution whose rate is taken for the machine's peak
 MEASURE_SECONDS = 3.0
 # Eye centres, nose tip, mouth corners of scikit-image's astronaut, (x, y) px of the 512 px picture, by eye.
 ASTRONAUT_FIVE = np.array([(203, 101), (247, 103), (225, 127), (205, 142), (243, 142)], np.float64)

@@ -61,10 +61,16 @@ class ImageError(RuntimeError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a run accepts. `accepts_px`: smallest and largest side of square face crops; None = any picture."""
+    """What a run accepts.
+
+    Attributes:
+        max_pixels: of one picture.
+        accepts_px: smallest and largest side of square face crops; None = any picture of `min_side_px` or more.
+    """
 
     max_pixels: int = MAX_PIXELS
     accepts_px: tuple[int, int] | None = None
+    min_side_px: int = MIN_SIDE_PX
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def check_size(width: int, height: int, limits: Limits) -> None:
         raise ImageError(
             "unsupported", f"{size} is over the limit of {limits.max_pixels} pixels; raise it with --max-pixels"
         )
-    smallest = limits.accepts_px[0] if limits.accepts_px else MIN_SIDE_PX
+    smallest = limits.accepts_px[0] if limits.accepts_px else limits.min_side_px
     if min(width, height) < smallest:
         raise ImageError("unsupported", f"{size}: a face crop needs {smallest} px or more a side")
     if limits.accepts_px is None:
@@ -259,7 +265,7 @@ def read_picture(data: bytes, name: str, limits: Limits) -> Picture:
 
 def read_mask(data: bytes) -> np.ndarray:
     """An occluder mask file (white = covered) as (H, W) float32 in [0, 1]. Raises `ImageError`."""
-    return as_unit(make_grey(decode(open_header(data, "mask", Limits())).pixels))[..., 0]
+    return as_unit(make_grey(decode(open_header(data, "mask", Limits(min_side_px=1))).pixels))[..., 0]
 
 
 def fit_mask(mask: np.ndarray, size: tuple[int, int], square: bool) -> np.ndarray:

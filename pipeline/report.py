@@ -1,10 +1,13 @@
 """`report.html`: the pictures of a run, original first and at the same size; needs no network, now or in ten years."""
 
 import base64
+import itertools
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import numpy as np
@@ -57,7 +60,7 @@ def _item(task: Task, record: dict[str, Any], output: OutputFolder, limits: Limi
         else None,
         "restored": _data_uri(output.read(path)) if path else None,
         "maps": maps,
-        "link": "../" + path if path else None,
+        "link": quote(os.fsencode("../" + path)) if path else None,
         **{
             k: record.get(k)
             for k in ("verdict", "reason", "error", "occluded_fraction", "lr_consistency_db", "face_score")
@@ -98,9 +101,7 @@ def write_report(output: OutputFolder, plan: Plan, journal: Journal, run: dict[s
         old.unlink()
     chosen = _chosen(plan, journal, run["counts"])
     for number in range(1, pages + 1):
-        items = (
-            _item(task, record, output, limits) for (task, record), _ in zip(chosen, range(PAGE_ITEMS), strict=False)
-        )
+        items = (_item(task, record, output, limits) for task, record in itertools.islice(chosen, PAGE_ITEMS))
         html = template.render(
             run=run, items=items, notice=notice(run["generative"]), number=number, pages=pages, page_name=page_name,
             shown=shown, statuses=sorted(run["counts"]),

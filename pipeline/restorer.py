@@ -298,7 +298,7 @@ class Restorer:
         for name in _CHECKED:
             if (values := getattr(batch, name)) is not None:
                 finite &= torch.isfinite(values).flatten(1).all(1)
-        images = to_uint8(batch.image.permute(0, 2, 3, 1).float().numpy())
+        images = to_uint8(torch.nan_to_num(batch.image.float()).permute(0, 2, 3, 1).numpy())
         return [
             self._result(face, batch, i, images[i], seconds) if finite[i] else self._again(face, seconds)
             for i, face in enumerate(faces)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from skimage import data
 
 from pipeline.config import ConfigError, load_chain
 from pipeline.engine import Request, run
@@ -87,14 +88,20 @@ def restore(tmp_path: Path) -> Callable[..., int]:
     return call
 
 
+def thumbnail(index: int, size: tuple[int, int] = (16, 16), grey: bool = False) -> np.ndarray:
+    """One of a hundred faces as a CCTV thumbnail, (H, W, 3) uint8; tinted like skin unless `grey`."""
+    small = Image.fromarray((data.lfw_subset()[index % 100] * 255).astype(np.uint8))
+    pixels = np.asarray(small.resize((size[1], size[0]), Image.Resampling.BOX), np.float32)
+    tint = np.ones(3) if grey else np.array([1.0, 0.82, 0.7]) * (1 - index // 100 * 0.02)
+    return (pixels[..., None] * tint).round().astype(np.uint8)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Forty small pictures of two sizes in two folders, some grey, some not square."""
+    """Forty small faces of two sizes in two folders, some grey, some not square."""
     made = tmp_path / "in"
     (made / "sub").mkdir(parents=True)
     for i in range(40):
-        pixels = colour(i, (16, 16) if i % 3 else (20, 18))
-        if i % 5 == 0:
-            pixels = np.repeat(pixels[..., :1], 3, axis=2)
+        pixels = thumbnail(i, (16, 16) if i % 3 else (20, 18), grey=i % 5 == 0)
         (made / ("sub" if i % 2 else ".") / f"face{i:02d}.png").write_bytes(png(pixels))
     return made

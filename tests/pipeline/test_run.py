@@ -22,7 +22,7 @@ from pipeline.images import sha256
 from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
 from pipeline.planning import InputError, target_of
 from pipeline.verify import verify
-from tests.pipeline.conftest import RESAMPLE, colour, png, records, tree
+from tests.pipeline.conftest import RESAMPLE, colour, png, records, thumbnail, tree
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,7 +48,7 @@ def test_the_tree_is_the_same_whatever_batch_order_and_workers(
     listed.write_text("\n".join(paths))
     assert restore(listed, tmp_path / "d", chain, workers=2) == 0
     expected = tree(tmp_path / "a")
-    assert sum(path.startswith("restored/") for path in expected) >= 30
+    assert sum(path.startswith("restored/") for path in expected) >= 20
     for other in "bcd":
         assert tree(tmp_path / other) == expected, other
     assert list(records(tmp_path / "a")) == list(records(tmp_path / "c")), "the journal stands in input order"
@@ -71,12 +71,13 @@ def wait_for_lines(output: Path, count: int, process: Any) -> None:
 def test_a_killed_run_continues_to_the_same_tree(
     folder: Path, tmp_path: Path, restore: Callable[..., int], chain: Any
 ) -> None:
-    for i in range(160):
-        (folder / f"more{i}.png").write_bytes(png(colour(100 + i)))
+    more = 160 if chain is RESAMPLE else 40
+    for i in range(more):
+        (folder / f"more{i}.png").write_bytes(png(thumbnail(100 + i)))
     restore(folder, tmp_path / "whole", chain, workers=1)
     expected, out = tree(tmp_path / "whole"), tmp_path / "killed"
     request = Request((str(folder),), out, chain, workers=2, batch_size=4)
-    for lines in (1, 60, 120):
+    for lines in (1, more // 2, more):
         process = started(request)
         wait_for_lines(out, lines, process)
         process.kill()
