@@ -1,0 +1,42 @@
+"""Measured figures go into the card of the file they were measured with, and into no other."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from evaluation.card_metrics import main
+from stages import weights
+
+FINDING = {"section": "Clean", "metric": "PSNR gain", "subset": "a", "n": 3, "value": 1.5, "low": 1.0, "high": 2.0, "baseline": None}
+
+
+@pytest.fixture
+def bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(weights.WEIGHTS_ENV, str(tmp_path))
+    fields = {k: {} for k in ("arguments", "input", "data", "recipe")}
+    card = {"architecture": "x", "metrics": [], "licence": "none", "limits": "all", **fields}
+    weights.save_weights("tiny", nn.Linear(2, 2), card, torch.float32)
+    sha = weights.read_card("tiny").sha256
+    findings = [FINDING | {"bar": 2.6}, FINDING | {"bar": None}]
+    path = tmp_path / "out" / "bars.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"header": {"weights": f"tiny {sha[:16]}"}, "findings": findings}))
+    return path
+
+
+def test_barred_figures_enter_the_card(bars: Path) -> None:
+    main([str(bars), "tiny"])
+    (entry,) = weights.read_card("tiny").metrics
+    assert entry["metric"] == "Clean: PSNR gain" and entry["value"] == 1.5 and entry["interval"] == [1.0, 2.0]
+
+
+def test_figures_of_other_weights_are_refused(bars: Path) -> None:
+    content = json.loads(bars.read_text())
+    content["header"]["weights"] = "tiny 0123456789abcdef"
+    bars.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="measure again"):
+        main([str(bars), "tiny"])
+    assert weights.read_card("tiny").metrics == []
