@@ -10,7 +10,16 @@ from torch import nn
 from evaluation.card_metrics import main
 from stages import weights
 
-FINDING = {"section": "Clean", "metric": "PSNR gain", "subset": "a", "n": 3, "value": 1.5, "low": 1.0, "high": 2.0, "baseline": None}
+FINDING = {
+    "section": "Clean",
+    "metric": "PSNR gain",
+    "subset": "a",
+    "n": 3,
+    "value": 1.5,
+    "low": 1.0,
+    "high": 2.0,
+    "baseline": None,
+}
 
 
 @pytest.fixture
