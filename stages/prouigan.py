@@ -105,11 +105,12 @@ class ProUigan(Stage[ProUiganConfig]):
 def visible_share(occlusion: Tensor, size: int) -> Tensor:
     """(B, 1, size, size): 1 where neither a pixel of the input nor its neighbours are covered, falling to 0 with cover.
 
-    Neighbours count as the occluder's edge bleeds into them. Doubts below one third are taken for bare skin: an
-    estimate is never exactly 0.
+    Neighbours count as the occluder's edge bleeds into them. Doubts below one half are taken for bare skin: on 240
+    validation faces a start at one third gave 0.03 dB more when covered, but left 2.5 % instead of 1.3 % of the clean
+    ones below 40 dB of agreement.
     """
     cover = F.max_pool2d(average_to(occlusion, size), 3, 1, 1)
-    return 1 - ((cover - 1 / 3) * 3).clamp(0, 1)
+    return 1 - ((cover - 0.5) / 0.4).clamp(0, 1)
 
 
 def luma(image: Tensor) -> Tensor:
