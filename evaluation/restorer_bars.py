@@ -49,7 +49,7 @@ from stages import STAGES
 from stages.base import Stage
 from stages.batch import FaceBatch
 from stages.degradation import DegradationConfig, degrade_face
-from stages.weights import file_hash, weights_file
+from stages.weights import read_card, weights_file
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOUR_SETS = ("utkface", "aaf", "celeba", "celebamask", "omi", "generated", "portraits")
@@ -810,7 +810,7 @@ def _weights(config: Path) -> str:
     """Name and SHA-256 of the measured weights."""
     names = load_chain(config).weight_names()
     return (
-        ", ".join(f"{n} {file_hash(weights_file(n))[:16]}" for n in names if weights_file(n).is_file()) or "none found"
+        ", ".join(f"{n} {read_card(n).sha256[:16]}" for n in names if weights_file(n).is_file()) or "none found"
     )
 
 

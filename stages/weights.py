@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,17 +105,6 @@ def load_network(name: str, device: torch.device, dtype: torch.dtype = torch.flo
         ) from error
     network.requires_grad_(False)
     return network.eval().to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
-
-
-@lru_cache(maxsize=64)
-def _hash_of(path: str, mtime_ns: int, size: int) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, remembered while the file stays unchanged."""
-    stat = path.stat()
-    return _hash_of(str(path), stat.st_mtime_ns, stat.st_size)
 
 
 def save_weights(name: str, network: nn.Module, card: dict[str, Any], dtype: torch.dtype = torch.bfloat16) -> Path:

@@ -111,11 +111,6 @@ def folder_rows(folder: Path) -> Iterator[dict]:
         }
 
 
-def in_validation(group: str, listed: frozenset[str]) -> bool:
-    """Whether a face (or person) belongs to the fixed validation part of the repository's list."""
-    return group in listed
-
-
 def build_pack(sources: Iterable[Path], folder: Path, workers: int = 2) -> Pack:
     """Cut every face of `sources` (Parquet files or folders) into `folder`; reuse the pack if it is already there.
 
@@ -151,7 +146,7 @@ def build_pack(sources: Iterable[Path], folder: Path, workers: int = 2) -> Pack:
     images.flush()
     floats = {k: np.asarray(columns.pop(k), np.float32) for k in ("landmarks", "corners", "descriptor")}
     strings = {k: np.asarray(v, dtype=str) for k, v in columns.items()}
-    validation = np.array([in_validation(g, listed) for g in strings["groups"]], dtype=bool)
+    validation = np.array([g in listed for g in strings["groups"]], dtype=bool)
     columns_of_arrays: dict[str, Any] = {**floats, **strings, "validation": validation}
     np.savez(folder / "index.npz", **columns_of_arrays)
     return Pack.open(folder)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from landmarks.heatmaps import draw, to_grid
 
@@ -68,8 +68,3 @@ def hinge_real(logits: Tensor) -> Tensor:
 
 def hinge_fake(logits: Tensor) -> Tensor:
     return F.relu(1 + logits).mean()
-
-
-def frozen(network: nn.Module) -> nn.Module:
-    """The network without gradients on its weights, in eval mode."""
-    return network.requires_grad_(False).eval()

@@ -18,11 +18,10 @@ from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from training.config import load_training
 from training.faces import VALIDATION_LIST
 from training.loop import LoopConfig, Task, fit, rng_of
+from training.parsing_labels import MIRRORED
 
 # Colours of the sample grid, one per class.
 PALETTE = np.random.default_rng(7).integers(40, 255, (len(PARSING_CLASSES), 3), dtype=np.uint8)
-# Class numbers after a mirror: left and right parts change places.
-MIRRORED = np.array([0, 1, 2, 3, 5, 4, 7, 6, 9, 8, *range(10, 19)], dtype=np.uint8)
 STORE = 256  # px side the faces are kept at, with a margin of 25 %
 
 

@@ -1,6 +1,5 @@
 """Face parser: which part of the face each pixel belongs to, in the 19 classes of CelebAMask-HQ."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -53,8 +52,3 @@ class FaceParser(nn.Module):
         for up, block, skip in reversed(list(zip(self.ups, self.up_blocks, kept, strict=True))):
             x = block(F.interpolate(up(x), scale_factor=2.0, mode="nearest") + skip)  # doubled
         return F.pixel_shuffle(self.head(F.silu(x)), 2)
-
-
-def class_probabilities(logits: Tensor) -> Tensor:
-    """Softmax over classes in float32. (B, 19, H, W) -> same."""
-    return torch.softmax(logits.float(), 1)
