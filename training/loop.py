@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from training import parallel
 from training.optimiser import build_optimiser
 
 
@@ -86,14 +87,16 @@ class Task(ABC):
 
 
 class _Samples(Dataset[dict[str, np.ndarray]]):
-    def __init__(self, sample: Callable[[int], dict[str, np.ndarray]], first: int, count: int) -> None:
-        self.sample, self.first, self.count = sample, first, count
+    """This process's samples of a run: every `world`-th one."""
+
+    def __init__(self, sample: Callable[[int], dict[str, np.ndarray]], first: int, end: int) -> None:
+        self.sample, self.indices = sample, range(first + parallel.rank(), end, parallel.world())
 
     def __len__(self) -> int:
-        return self.count
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        return self.sample(self.first + index)
+        return self.sample(self.indices[index])
 
 
 def rng_of(seed: int, index: int) -> np.random.Generator:
@@ -117,6 +120,14 @@ def _write_grid(path: Path, picture: np.ndarray) -> None:
     Image.fromarray(picture).save(path)
 
 
+def train(build: Callable[[], Task], config: LoopConfig, record: dict[str, Any], resume: bool = False) -> nn.Module:
+    """`fit` what `build` makes, together with the other processes where torchrun started several."""
+    with parallel.joined():
+        with parallel.first_alone():  # it packs the faces and labels them
+            task = build()
+        return fit(task, config, record, resume)
+
+
 def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = False) -> nn.Module:
     """Train until `config.steps`; returns the EMA network.
 
@@ -126,10 +137,13 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
 
     Raises:
         FileExistsError: the run folder holds a checkpoint and `resume` is False.
+        ValueError: the batch does not divide by the number of processes (training.parallel).
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    device = config.resolved_device()
+    if config.batch_size % parallel.world():
+        raise ValueError(f"batch_size = {config.batch_size}: must divide by the {parallel.world()} processes")
+    device, first = config.resolved_device(), parallel.rank() == 0
     config.run.mkdir(parents=True, exist_ok=True)
     checkpoint = config.run / "checkpoint.pt"
     if checkpoint.exists() and not resume:
@@ -153,10 +167,11 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
             other_optimiser.load_state_dict(state["other_optimiser"])
         ema, step = state["ema"], state["step"]
         torch.set_rng_state(state["rng"].cpu())
-    (config.run / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
+    if first:
+        (config.run / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
     loader = DataLoader(
-        _Samples(task.sample, step * config.batch_size, (config.steps - step) * config.batch_size),
-        batch_size=config.batch_size,
+        _Samples(task.sample, step * config.batch_size, config.steps * config.batch_size),
+        batch_size=config.batch_size // parallel.world(),
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
     )
@@ -180,10 +195,14 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         averaged.load_state_dict(ema)
         return averaged.eval()
 
+    threads = torch.get_num_threads()
+
     def report(seen: int) -> None:
+        torch.set_num_threads(threads * parallel.world())  # the other processes wait
         kept = ema_network()
         figures = task.validate(kept)
         picture = task.grid(kept)
+        torch.set_num_threads(threads)
         if picture is not None:
             _write_grid(config.run / f"grid_{step:07d}.png", picture)
         for key, value in figures.items():
@@ -193,7 +212,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
                 json.dumps({"step": step, "samples": seen, "time": round(time.time()), "validation": figures}) + "\n"
             )
 
-    writer = SummaryWriter(str(config.run / "tensorboard"))
+    writer = SummaryWriter(str(config.run / "tensorboard"), filename_suffix=f".{parallel.rank()}")
     last_save, last_log = time.monotonic(), time.monotonic()
     sums: dict[str, float] = {}
     pending: list[dict[str, Tensor | float]] = []
@@ -205,6 +224,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
             loss, parts = task.loss(batch, step)
         loss.backward()
+        parallel.average_gradients(network.parameters())
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         if torch.isfinite(norm):
             optimiser.step()
@@ -216,6 +236,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
                 other = task.other_loss(batch, step)
             if other is not None:
                 other[0].backward()
+                parallel.average_gradients(others.parameters())
                 other_optimiser.step()
                 other_optimiser.zero_grad(set_to_none=True)
                 parts = {**parts, **other[1]}
@@ -224,6 +245,8 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         with torch.no_grad():
             own = network.state_dict()
             torch._foreach_lerp_([ema[k] for k in ema], [own[k].float() for k in ema], 1 - decay)
+        if not first:
+            continue
         pending.append({"loss": loss.detach(), "norm": norm, **parts})
         if step % config.log_steps == 0 or step == config.steps:
             keys = sorted({k for p in pending for k in p})

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from training import parallel
+
 # Coefficients of the quintic Newton-Schulz step published with Muon: they drive all singular values to about 1.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
 
@@ -47,24 +49,34 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # closures are not needed here
+        matrices: list[tuple[Tensor, Tensor, float]] = []  # parameter, direction, rate
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:
                     continue
                 state = self.state[p]
+                p.mul_(1 - group["lr"] * group["weight_decay"])
                 if p.ndim >= 2 and min(p.shape[0], p[0].numel()) >= group["smallest"]:
-                    update = self._orthogonal(p, p.grad, state, group["momentum"])
+                    matrices.append((p, self._direction(p.grad, state, group["momentum"]), group["lr"]))
                 else:
-                    update = self._adam(p.grad, state, group["betas"])
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-group["lr"])
+                    p.add_(self._adam(p.grad, state, group["betas"]), alpha=-group["lr"])
+        # Orthogonalising is the costly part: processes that train together share it, largest matrices first.
+        matrices.sort(key=lambda m: m[1].numel(), reverse=True)
+        for i, (_, direction, _) in enumerate(matrices):
+            if i % parallel.world() == parallel.rank():
+                direction.copy_(orthogonalise(direction).mul_(0.2 * max(direction.shape) ** 0.5))
+            else:
+                direction.zero_()
+        parallel.add_up(direction for _, direction, _ in matrices)
+        for p, direction, rate in matrices:
+            p.add_(direction.view(p.shape), alpha=-rate)
 
     @staticmethod
-    def _orthogonal(p: Tensor, grad: Tensor, state: dict[str, Any], momentum: float) -> Tensor:
-        buffer = state.setdefault("momentum", torch.zeros_like(p))
+    def _direction(grad: Tensor, state: dict[str, Any], momentum: float) -> Tensor:
+        """Nesterov momentum as a (rows, columns) matrix."""
+        buffer = state.setdefault("momentum", torch.zeros_like(grad))
         buffer.lerp_(grad, 1 - momentum)
-        nesterov = grad.lerp(buffer, momentum).reshape(p.shape[0], -1)
-        scale = 0.2 * max(nesterov.shape) ** 0.5
-        return orthogonalise(nesterov).mul_(scale).view(p.shape)
+        return grad.lerp(buffer, momentum).reshape(grad.shape[0], -1)
 
     @staticmethod
     def _adam(grad: Tensor, state: dict[str, Any], betas: tuple[float, float]) -> Tensor:

@@ -17,7 +17,7 @@ from landmarks.scheme import five_points
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from training.config import load_training
 from training.faces import VALIDATION_LIST
-from training.loop import LoopConfig, Task, fit, rng_of
+from training.loop import LoopConfig, Task, rng_of, train
 from training.parsing_labels import MIRRORED
 
 # Colours of the sample grid, one per class.
@@ -147,4 +147,4 @@ class FaceParserTask(Task):
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
     """Train as the YAML says; `dry_run` does two steps and keeps nothing but the run folder."""
     config, record = load_training(FaceParserTraining, config_path, dry_run)
-    return fit(FaceParserTask(config), config.loop, record, resume)
+    return train(lambda: FaceParserTask(config), config.loop, record, resume)

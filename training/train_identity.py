@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stages.networks.identity import IdentityNet
 from training.config import load_training
 from training.faces import MARGIN, PACK_SIZE, build_pack
-from training.loop import LoopConfig, Task, fit, rng_of
+from training.loop import LoopConfig, Task, rng_of, train
 
 
 class IdentityTraining(BaseModel):
@@ -100,4 +100,4 @@ class IdentityTask(Task):
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
     """Train as the YAML says; `dry_run` does two steps and keeps nothing but the run folder."""
     config, record = load_training(IdentityTraining, config_path, dry_run)
-    return fit(IdentityTask(config), config.loop, record, resume)
+    return train(lambda: IdentityTask(config), config.loop, record, resume)

@@ -1,5 +1,8 @@
 """The loop: exact resume, checkpoints, refusal to overwrite; the optimisers."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -98,3 +101,39 @@ def test_orthogonalised_matrices_have_singular_values_near_one() -> None:
 def test_vectors_are_not_decayed() -> None:
     optimiser = build_optimiser(nn.Linear(4, 4), "adamw", 1e-3, 0.1)
     assert {(p.ndim, g["weight_decay"]) for g in optimiser.param_groups for p in g["params"]} == {(2, 0.1), (1, 0.0)}
+
+
+TWO = """
+import sys
+import os
+import subprocess
+import sys
+from pathlib import Path
+import torch
+from tests.training.test_loop import LineTask, config
+from training import parallel
+from training.loop import train
+
+network = train(LineTask, config(Path(sys.argv[1]), 30, optimiser="muon"), {})
+if parallel.rank() == 0:
+    torch.save(network.state_dict(), sys.argv[2])
+"""
+
+
+def test_two_processes_train_what_one_does(tmp_path: Path) -> None:
+    (tmp_path / "two.py").write_text(TWO)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    root = Path(__file__).parents[2]
+    subprocess.run(
+        [*launch, str(tmp_path / "two.py"), str(tmp_path / "run"), str(tmp_path / "two.pt")],
+        check=True,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        timeout=120,
+    )
+    two = torch.load(tmp_path / "two.pt", weights_only=True)  # noqa: TID251 tensors only
+    one = fit(LineTask(), config(tmp_path / "one", 30, optimiser="muon"), {}).state_dict()
+    start = LineTask().network.state_dict()
+    for name, wanted in one.items():
+        assert torch.allclose(two[name], wanted, atol=2e-3)  # bfloat16 steps of summed gradients
+        assert not torch.allclose(start[name], wanted, atol=2e-2)
