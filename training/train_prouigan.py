@@ -49,6 +49,7 @@ class ProUiganTraining(BaseModel):
     start: str | None = None  # name of a weights card to start from
     network: dict[str, Any] = Field(default_factory=dict)
     degradation: DegradationConfig = Field(default_factory=DegradationConfig)
+    clean_misframing: float = Field(default=0.5, ge=0, le=1)  # share of the clean ones that is not framed exactly
     clean_share: float = Field(default=0.4, ge=0, le=1)  # plain averaged thumbnails, nothing else wrong with them
     bare_share: float = Field(default=0.1, ge=0, le=1)  # degraded but not covered
     covered_share: float = Field(default=0.06, ge=0, le=1)  # really covered faces: mask head (and discriminator) only
@@ -253,7 +254,10 @@ class ProUiganTask(Task):
         if draw < config.clean_share:
             kernels = {"area": 0.7, "bicubic": 0.3}
             degradation = DegradationConfig.clean(
-                kernel_weights=kernels, misframing_probability=0.5, grey_probability=0.05, tone_probability=0.2
+                kernel_weights=kernels,
+                misframing_probability=config.clean_misframing,
+                grey_probability=0.05,
+                tone_probability=0.2,
             )
         elif draw < config.clean_share + config.bare_share:
             degradation = config.degradation.model_copy(update={"occluder_probability": 0.0})
@@ -343,13 +347,22 @@ class ProUiganTask(Task):
             total + config.uncertainty * parts["uncertainty"] + config.verdict * (parts["face"] + 0.5 * parts["noise"])
         )
         if self.identity is not None and config.identity_weight:
-            some = slice(round(len(truth) * config.identity_share) or 1)
-            found = self.identity(out.images[-1][some].contiguous(memory_format=torch.channels_last))
+            # Where a cover hides the person the descriptor cannot be met, only fooled: with a fine coloured pattern.
+            bare = (batch["mask"] * batch["mask_known"]).mean((1, 2, 3)) < 0.02
+            rows = torch.nonzero(bare & (batch["has_truth"] > 0)).flatten()
+            rows = rows[: round(len(rows) * config.identity_share)]
+            found = self.identity(self._softened(out.images[-1][rows]))
             with torch.no_grad():
-                wanted = self.identity(truth[some].contiguous(memory_format=torch.channels_last))
-            parts["identity"] = losses.identity_loss(found, wanted, batch["has_truth"][some])
+                wanted = self.identity(self._softened(truth[rows]))
+            parts["identity"] = losses.identity_loss(found, wanted, torch.ones_like(found[:, 0]))
             total = total + config.identity_weight * parts["identity"]
         return total, {k: v.detach() for k, v in parts.items()}
+
+    @staticmethod
+    def _softened(image: Tensor) -> Tensor:
+        """(B, 3, 128, 128) without its finest octave, in which a descriptor is easily fooled."""
+        half = F.avg_pool2d(image, 2)
+        return F.interpolate(half, scale_factor=2.0, mode="bilinear").contiguous(memory_format=torch.channels_last)
 
     def _detailed(self, batch: dict[str, Tensor]) -> tuple[ProUiganOutput, Tensor]:
         out = self._forward(batch, detail=True)
