@@ -31,6 +31,7 @@ class LoopConfig(BaseModel):
 
     run: Path  # folder for checkpoints, grids and logs
     steps: int = Field(gt=0)
+    minutes: float | None = Field(default=None, gt=0)  # of training at most; the schedule keeps to it
     batch_size: int = Field(default=32, gt=0)
     lr: float = Field(default=4e-4, gt=0)
     optimiser: Literal["adamw", "muon"] = "adamw"
@@ -104,11 +105,13 @@ def rng_of(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, index])
 
 
-def lr_share(step: int, config: LoopConfig) -> float:
-    """Share of the full learning rate at `step`."""
+def lr_share(step: int, config: LoopConfig, seconds: float = 0.0) -> float:
+    """Share of the full learning rate at `step`, after `seconds` of training."""
     if step < config.warmup:
         return (step + 1) / config.warmup
     done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    if config.minutes is not None:
+        done = max(done, min(1.0, seconds / (60 * config.minutes)))
     if config.schedule == "cosine":
         return config.final_lr + (1 - config.final_lr) * 0.5 * (1 + float(np.cos(np.pi * done)))
     return 1.0 if done < 0.75 else config.final_lr + (1 - config.final_lr) * (1 - done) / 0.25
@@ -129,7 +132,7 @@ def train(build: Callable[[], Task], config: LoopConfig, record: dict[str, Any],
 
 
 def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = False) -> nn.Module:
-    """Train until `config.steps`; returns the EMA network.
+    """Train until `config.steps` or `config.minutes`; returns the EMA network.
 
     Args:
         record: the resolved configuration, kept beside the checkpoints.
@@ -157,7 +160,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         torch.optim.AdamW(others.parameters(), config.lr, (0.5, 0.99), weight_decay=0) if len(others) else None
     )
     ema = {k: v.detach().clone().float() for k, v in network.state_dict().items()}
-    step = 0
+    step, seconds = 0, 0.0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)  # noqa: TID251 tensors only
         network.load_state_dict(state["network"])
@@ -165,7 +168,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         if other_optimiser is not None and "others" in state:
             others.load_state_dict(state["others"])
             other_optimiser.load_state_dict(state["other_optimiser"])
-        ema, step = state["ema"], state["step"]
+        ema, step, seconds = state["ema"], state["step"], state.get("seconds", 0.0)
         torch.set_rng_state(state["rng"].cpu())
     if first:
         (config.run / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
@@ -182,6 +185,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
             "optimiser": optimiser.state_dict(),
             "ema": ema,
             "step": step,
+            "seconds": seconds,
             "rng": torch.get_rng_state(),
         }
         if other_optimiser is not None:
@@ -216,9 +220,14 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
     last_save, last_log = time.monotonic(), time.monotonic()
     sums: dict[str, float] = {}
     pending: list[dict[str, Tensor | float]] = []
+    last_step = time.monotonic()
     for batch in loader:
+        now = time.monotonic()
+        seconds = parallel.of_the_first(seconds + now - last_step)  # else the processes' learning rates would differ
+        last_step = now
+        last = step + 1 == config.steps or (config.minutes is not None and seconds >= 60 * config.minutes)
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-        share = lr_share(step, config)
+        share = lr_share(step, config, seconds)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * share
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
@@ -246,9 +255,11 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
             own = network.state_dict()
             torch._foreach_lerp_([ema[k] for k in ema], [own[k].float() for k in ema], 1 - decay)
         if not first:
+            if last:
+                break
             continue
         pending.append({"loss": loss.detach(), "norm": norm, **parts})
-        if step % config.log_steps == 0 or step == config.steps:
+        if step % config.log_steps == 0 or last:
             keys = sorted({k for p in pending for k in p})
             sums = {k: float(np.mean([float(p[k]) for p in pending if k in p])) for k in keys}
             speed = len(pending) * config.batch_size / (time.monotonic() - last_log)
@@ -263,11 +274,13 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
             for key, value in sums.items():
                 writer.add_scalar(f"training/{key}", value, step)
             pending, last_log = [], time.monotonic()
-        if step % config.grid_steps == 0 or step == config.steps:
+        if step % config.grid_steps == 0 or last:
             report(step * config.batch_size)
             last_log = time.monotonic()
-        if time.monotonic() - last_save > config.checkpoint_minutes * 60 or step == config.steps:
+        if time.monotonic() - last_save > config.checkpoint_minutes * 60 or last:
             save()
             last_save = time.monotonic()
+        if last:
+            break
     writer.close()
     return ema_network()

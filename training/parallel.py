@@ -28,6 +28,8 @@ def world() -> int:
 def joined() -> Iterator[None]:
     """Processes find each other on entry and part on leaving; nothing happens where there is only one."""
     if world() > 1:
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield
@@ -63,3 +65,12 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
     add_up(gradients)
     if world() > 1:
         torch._foreach_div_(gradients, world())
+
+
+def of_the_first(number: float) -> float:
+    """The first process's number, in all of them."""
+    if world() == 1:
+        return number
+    shared = torch.tensor(number, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
+    dist.broadcast(shared, 0)
+    return float(shared)

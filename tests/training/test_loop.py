@@ -77,6 +77,14 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(tmp_path: Path, optimi
         assert torch.equal(a, b)
 
 
+def test_time_ends_a_run_and_its_schedule(tmp_path: Path) -> None:
+    timed = config(tmp_path, 1_000_000, minutes=0.02)
+    assert lr_share(100, timed, 0.5) == 1 and lr_share(100, timed, 1.2) == pytest.approx(0.02)
+    fit(LineTask(), timed, {})
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)  # noqa: TID251 tensors only
+    assert 1.2 <= state["seconds"] < 10 and 0 < state["step"] < 1_000_000
+
+
 def test_an_existing_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
     fit(LineTask(), config(tmp_path, 2), {})
     with pytest.raises(FileExistsError, match="--resume"):
