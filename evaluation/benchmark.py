@@ -25,7 +25,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.faces import bicubic, to_uint8
-from evaluation.restorer_bars import REPOSITORY, Device, build_stage, face_batch
+from evaluation.restoring import REPOSITORY, Device, build_stage, face_batch
 from landmarks.alignment import CANONICAL_SIZE, to_canonical, warp
 from stages.base import Precision
 from stages.degradation import DegradationConfig, degrade_face

@@ -31,6 +31,7 @@ class EvaluationFace:
         image: (128, 128, 3) uint8 RGB; what lies outside the source picture is reflected.
         landmarks: (68, 2) float64 px of `image`, by dlib on the original; None for pictures without.
         labels: further columns of the set (age, gender, ...), None left out.
+        parsing: (128, 128) uint8 class map in CelebAMask-HQ order, where the set has masks.
     """
 
     id: str
@@ -39,6 +40,7 @@ class EvaluationFace:
     image: np.ndarray
     landmarks: np.ndarray | None
     labels: dict[str, Any]
+    parsing: np.ndarray | None = None
 
     @property
     def rng(self) -> np.random.Generator:
@@ -61,6 +63,13 @@ def canonical_face(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarr
     return warp(picture, matrix, CANONICAL_SIZE), apply(matrix, landmarks)
 
 
+def canonical_classes(data: bytes, size: tuple[int, int], landmarks: np.ndarray) -> np.ndarray:
+    """Encoded class map of a picture of `size` (height, width) -> (128, 128) uint8 canonical, classes never mixed."""
+    classes = cv2.resize(np.asarray(Image.open(io.BytesIO(data))), size[::-1], interpolation=cv2.INTER_NEAREST)
+    matrix, side = to_canonical(landmarks), (CANONICAL_SIZE, CANONICAL_SIZE)
+    return cv2.warpAffine(classes, matrix, side, flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
+
+
 def central_square(picture: np.ndarray, size: int = CANONICAL_SIZE) -> np.ndarray:
     """The picture as it was found: its largest central square at `size` px. Nothing is reflected into it."""
     height, width = picture.shape[:2]
@@ -75,8 +84,9 @@ def read_validation_list(path: Path = VALIDATION_LIST) -> frozenset[str]:
 
 
 def load_faces(
-    path: Path, listed: frozenset[str], validation: bool = True, limit: int | None = None, as_found: bool = False
-) -> list[EvaluationFace]:
+    path: Path, listed: frozenset[str], validation: bool = True, limit: int | None = None, as_found: bool = False,
+    by_person: bool = False,
+) -> list[EvaluationFace]:  # fmt: skip
     """Faces of one Parquet file, the same ones whatever the order of its rows: those whose id hashes lowest.
 
     Args:
@@ -84,6 +94,7 @@ def load_faces(
         listed: the validation list. validation: take what is in it, else what is not.
         limit: at most this many.
         as_found: the central square of the picture instead of the canonical crop; landmarks are then None.
+        by_person: the people whose name hashes lowest, with all their faces, so that a limit leaves second pictures.
 
     Raises:
         FileNotFoundError: no such file.
@@ -97,16 +108,18 @@ def load_faces(
     person = PERSON_COLUMN if PERSON_COLUMN in names else "id"
     keys = pq.read_table(path, columns=["id", person]).to_pydict()
     rows = [i for i, group in enumerate(keys[person]) if (str(group) in listed) == validation]
-    rows = sorted(rows, key=lambda i: _digest(str(keys["id"][i])))[:limit]
-    small = [n for n in names if n not in ("descriptor", "mask", "detector_score", "size")]
+    order = [(_digest(str(keys[person][i])) if by_person else "", _digest(str(keys["id"][i])), i) for i in rows]
+    rows = [i for *_, i in sorted(order)[:limit]]
+    small = [n for n in names if n not in ("descriptor", "detector_score", "size", *(["mask"] if as_found else []))]
     table = pq.read_table(path, columns=small).take(rows)
     return [_face(row, path.stem, str(row[person]), as_found) for row in table.to_pylist()]
 
 
 def _face(row: dict[str, Any], set_name: str, group: str, as_found: bool) -> EvaluationFace:
     picture = decode(row["image"])
-    labels = {k: v for k, v in row.items() if k not in ("id", "image", "landmarks") and v is not None}
+    labels = {k: v for k, v in row.items() if k not in ("id", "image", "landmarks", "mask") and v is not None}
     points: np.ndarray | None = None
+    parsing: np.ndarray | None = None
     if as_found:
         crop = central_square(picture)
     elif row["landmarks"] is None:
@@ -114,8 +127,10 @@ def _face(row: dict[str, Any], set_name: str, group: str, as_found: bool) -> Eva
             f"{set_name}: face {row['id']} has no landmarks, so it has no canonical frame; load it as found"
         )
     else:
-        crop, points = canonical_face(picture, np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2))
-    return EvaluationFace(str(row["id"]), group, set_name, crop, points, labels)
+        given = np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2)
+        crop, points = canonical_face(picture, given)
+        parsing = canonical_classes(row["mask"], picture.shape[:2], given) if row.get("mask") is not None else None
+    return EvaluationFace(str(row["id"]), group, set_name, crop, points, labels, parsing)
 
 
 def thumbnail(image: np.ndarray, kernel: Kernel = "area", size: int = THUMBNAIL_SIZE) -> np.ndarray:

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from evaluation.benchmark import journal_statuses, make_thumbnails, restore_command
-from evaluation.restorer_bars import REPOSITORY
+from evaluation.restoring import REPOSITORY
 
 LIMIT_MIB = 2048.0  # the bar
 POLL_SECONDS = 0.2

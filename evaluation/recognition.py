@@ -1,13 +1,14 @@
 """Verification: are two pictures of one person? Pairs, ROC and its summaries, and accuracy over folds of people."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
 
 from evaluation.embedders import Embedder
-from evaluation.statistics import Estimate, Finding, bootstrap, bootstrap_groups
+from evaluation.statistics import Finding, bootstrap, bootstrap_together
 
 FOLDS = 10
 
@@ -166,23 +167,77 @@ def share_closed(
     return np.where(np.abs(lost) > 1e-9, (restored - baseline) / np.where(np.abs(lost) > 1e-9, lost, 1.0), np.nan)
 
 
-def _of_trials(statistic: Callable[[np.ndarray, np.ndarray], float], scores: np.ndarray, same: np.ndarray) -> Estimate:
-    """A statistic of (scores, same) with an interval that draws genuine and impostor trials apart."""
-
-    def joined(genuine: np.ndarray, impostor: np.ndarray) -> float:
-        return statistic(np.append(genuine, impostor), np.arange(len(genuine) + len(impostor)) < len(genuine))
-
-    return bootstrap_groups(joined, scores[same], scores[~same], resamples=100)
+FARS = (1e-1, 1e-2, 1e-3)
+NO_FACE = -2.0  # below every cosine: a trial without an embedding is never accepted
 
 
-def _embed(
-    embedder: Embedder, images: Mapping[int, np.ndarray], landmarks: Sequence[np.ndarray]
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Embed pictures by index of their face; returns a lookup from (N,) indices to (N, D) vectors."""
-    keys = sorted(images)
-    vectors = embedder([images[i] for i in keys], [landmarks[i] for i in keys])
-    place = {key: row for row, key in enumerate(keys)}
-    return lambda indices: vectors[[place[int(i)] for i in indices]]
+def trial_scores(probes: np.ndarray, galleries: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """(M,) cosines of the trials from (N, D) vectors of every face; NaN where one of the two has no embedding."""
+    return cosine(probes[pairs.probe], galleries[pairs.gallery])
+
+
+def _rates(scores: np.ndarray, same: np.ndarray) -> list[float]:
+    """AUC, EER and TAR at each of `FARS`; NaN where a resample holds one kind of trial only."""
+    if same.all() or not same.any():
+        return [np.nan] * (2 + len(FARS))
+    return [auc(scores, same), equal_error_rate(scores, same), *(tar_at_far(scores, same, far) for far in FARS)]
+
+
+def verification_findings(
+    scores: np.ndarray, pairs: Pairs, people: Sequence[str], how: str, undecided: np.ndarray | None = None,
+    lost: tuple[int, int] = (0, 0), **labels: Any,
+) -> tuple[list[Finding], np.ndarray]:  # fmt: skip
+    """Accuracy, ROC summaries and the third verdict of one row's trials.
+
+    Args:
+        scores: (M,) from `trial_scores`. people: of the probe of each trial; intervals draw people.
+        how: words for the definitions. undecided: (M,) bool, the restorer itself calls the probe not decidable.
+        lost: genuine and impostor trials beside these in which a picture shows no face.
+        labels: section, subset and the like, for every finding.
+
+    Returns:
+        findings, and whether each trial was decided rightly, (M + lost,) float, lost ones last.
+    """
+    known = np.isfinite(scores)
+    filled = np.where(known, scores, NO_FACE)
+    right = (fold_decisions(filled, pairs.same, pairs.fold) & known).astype(np.float64)
+    doubtful = ~known if undecided is None else ~known | undecided
+    right, doubtful = np.append(right, np.zeros(sum(lost))), np.append(doubtful, np.ones(sum(lost), bool))
+    who = [*people, *(f"lost {i}" for i in range(sum(lost)))]
+    faceless = np.append(~known, np.ones(sum(lost), bool))
+    same = np.append(pairs.same, np.repeat([True, False], lost))
+    rates = bootstrap_together(
+        _rates, np.append(filled, np.full(sum(lost), NO_FACE)), same, clusters=who, resamples=100
+    )
+    names = ["AUC", "EER", *(f"TAR at FAR {far:.0e}".replace("e-0", "e-") for far in FARS)]
+    folds = f"{len(np.unique(pairs.fold))} folds, threshold from the other folds; {how}"
+    accuracy = bootstrap(right, clusters=who)
+    sure = bootstrap(right[~doubtful], clusters=np.array(who)[~doubtful])
+    never = f"a trial without a face on both sides is never accepted; {how}"
+    found = [
+        Finding(metric="accuracy", definition=f"a trial without a face on both sides counts as wrong; {folds}",
+                estimate=accuracy, **labels),
+        *(Finding(metric=name, definition=never, estimate=rate, direction="down" if name == "EER" else "up", **labels)
+          for name, rate in zip(names, rates, strict=True)),
+        Finding(metric="not decidable", estimate=bootstrap(doubtful.astype(float), clusters=who), direction="down",
+                definition="share of trials without a face on both sides, or whose probe the row calls not decidable",
+                **labels),
+        Finding(metric="no face", estimate=bootstrap(faceless.astype(float), clusters=who), direction="down",
+                definition="share of trials without a face on both sides", **labels),
+        Finding(metric="accuracy where decidable", estimate=sure, definition=f"of the other trials; {folds}", **labels),
+    ]  # fmt: skip
+    return found, right
+
+
+def closed_finding(
+    right: Mapping[str, np.ndarray], variant: str, people: Sequence[str], bar: float | None = None,
+    metric: str = "share of lost accuracy closed", **labels: Any,
+) -> Finding:  # fmt: skip
+    """Share of what was lost between original and bicubic that `variant` brings back; (M,) right decisions by row."""
+    columns = np.stack([right["original"], right["bicubic"], right[variant]], axis=1)
+    estimate = bootstrap(columns, lambda m: share_closed(m[:, 0], m[:, 1], m[:, 2]), people)
+    definition = "(row - bicubic) / (original - bicubic), each as above, drawn together; negative = made worse"
+    return Finding(metric=metric, definition=definition, estimate=estimate, bar=bar, **labels)
 
 
 def probe_findings(
@@ -197,41 +252,30 @@ def probe_findings(
         bars: metric -> bar, applied to the `default` variant.
     """
     needed = set(pairs.probe.tolist()) | set(pairs.gallery.tolist())
-    original = _embed(embedder, {i: originals[i] for i in needed}, landmarks)
-    gallery, who = original(pairs.gallery), np.asarray(people)[pairs.probe]
-    judge = f"embedder {embedder.name} (part in training: {embedder.in_training})"
-    how = f"probe as named against original gallery; {FOLDS} folds of people, threshold from the other folds; {judge}"
+
+    def vectors(images: Mapping[int, np.ndarray]) -> np.ndarray:
+        keys = sorted(images)
+        made = embedder([images[i] for i in keys], [landmarks[i] for i in keys])
+        rows = np.full((len(people), made.shape[1]), np.nan)
+        rows[keys] = made
+        return rows
+
+    original = vectors({i: originals[i] for i in needed})
+    who = [people[i] for i in pairs.probe]
+    how = (
+        f"probe as named against original gallery; embedder {embedder.name} (part in training: {embedder.in_training})"
+    )
     found: list[Finding] = []
     right: dict[str, np.ndarray] = {}
     for name in ("original", *variants):
-        probe = (
-            original(pairs.probe) if name == "original" else _embed(embedder, variants[name], landmarks)(pairs.probe)
-        )
-        scores = cosine(probe, gallery)
-        right[name] = fold_decisions(scores, pairs.same, pairs.fold).astype(np.float64)
-        found += [
-            Finding(section, name, "accuracy", f"{how}; interval draws people", bootstrap(right[name], clusters=who)),
-            Finding(section, name, "AUC", how, _of_trials(auc, scores, pairs.same)),
-            Finding(
-                section,
-                name,
-                "TAR at FAR 1e-2",
-                how,
-                _of_trials(lambda s, y: tar_at_far(s, y, 0.01), scores, pairs.same),
-            ),
-            Finding(section, name, "EER", how, _of_trials(equal_error_rate, scores, pairs.same), "down"),
-        ]
+        probe = original if name == "original" else vectors(variants[name])
+        scores = trial_scores(probe, original, pairs)
+        made, right[name] = verification_findings(scores, pairs, who, how, section=section, subset=name)
+        found += made
     restored = [name for name in variants if name != "bicubic"]
     for name in restored:
-        metric, columns = (
-            "share of lost accuracy closed",
-            np.stack([right["original"], right["bicubic"], right[name]], axis=1),
-        )
-        closed = bootstrap(columns, lambda m: share_closed(m[:, 0], m[:, 1], m[:, 2]), who)
-        definition = "(restored - bicubic) / (original - bicubic), accuracies as above, drawn together"
-        found.append(
-            Finding(section, name, metric, definition, closed, bar=bars.get(metric) if name == default else None)
-        )
+        bar = bars.get("share of lost accuracy closed") if name == default else None
+        found.append(closed_finding(right, name, who, bar, section=section, subset=name))
     others = [name for name in restored if name != default]
     if others:
         metric, best = "lead of the default", max(others, key=lambda name: right[name].mean())

@@ -16,16 +16,16 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
+from evaluation.covered import RealFaces, load_real, real_findings
 from evaluation.dlib_descriptor import DlibEmbedder
-from evaluation.embedders import Embedder, OnnxEmbedder, called_covered, cover_classifier
+from evaluation.embedders import Embedder, OnnxEmbedder
 from evaluation.faces import (
     THUMBNAIL_SIZE,
     EvaluationFace,
@@ -40,15 +40,20 @@ from evaluation.faces import (
     to_uint8,
 )
 from evaluation.metrics import area_average, iou, lr_consistency_db, luma, nme, overlap, psnr, rank_correlation, ssim
-from evaluation.recognition import probe_findings, two_class_auc, verification_pairs
+from evaluation.recognition import probe_findings, verification_pairs
+from evaluation.restoring import (
+    REPOSITORY,
+    Degrade,
+    MakeRestore,
+    Output,
+    Restore,
+    api_restorer,
+    frozen_degradation,
+    network_restorer,
+    restore_all,
+)
 from evaluation.statistics import Estimate, Finding, bootstrap, bootstrap_groups, quantile, write_tables
-from pipeline.chain import pick_device, pick_precision
-from pipeline.config import ConfigError, load_chain
-from pipeline.restorer import Restorer
-from stages import STAGES
-from stages.base import Stage
-from stages.batch import FaceBatch
-from stages.degradation import DegradationConfig, degrade_face
+from pipeline.config import load_chain
 from stages.weights import read_card, weights_file
 
 COLOUR_SETS = ("utkface", "aaf", "celeba", "celebamask", "omi", "generated", "portraits")
@@ -58,9 +63,7 @@ AS_FOUND_SETS = ("celeba", "street", "portraits")  # bare faces framed like the 
 EMBEDDER_FILE = "mobilefacenet_casia.onnx"
 CONSISTENCY_FACES = 100  # of each set, at the fidelities other than the main one
 UNCERTAINTY_PIXELS = 200  # drawn from each face for the pooled rank correlation
-BARE_TRAINING_FACES = 900  # of each set, for the classifier of covered thumbnails
 MIN_REGION_PX = 64  # a covered region smaller than one input pixel is not scored on its own
-
 
 # --- one face, one row -----------------------------------------------------------------------------------------------
 
@@ -331,85 +334,6 @@ def identity_findings(
     return found
 
 
-# --- really covered faces --------------------------------------------------------------------------------------------
-
-
-@dataclass
-class RealFaces:
-    """Really covered and bare faces as found, for training the classifier and for measuring."""
-
-    covered: dict[str, list[EvaluationFace]]  # validation part, by set
-    bare_as_found: dict[str, list[EvaluationFace]]
-    bare_canonical: list[EvaluationFace]
-    train_covered: list[np.ndarray]
-    train_bare: list[np.ndarray]
-
-
-def real_findings(
-    real: RealFaces,
-    bare_fractions: dict[str, np.ndarray],
-    restorers: dict[str, Restore],
-    folder: Path,
-    steps: int = 800,
-) -> list[Finding]:
-    """Separation by `occluded_fraction`, and whether any cover is left in the output.
-
-    Args:
-        bare_fractions: `occluded_fraction` of clean bare faces by set.
-        restorers: name -> restorer; the maps of the first one count.
-        folder: where the trained classifiers are kept for the next run on the same faces.
-    """
-    section, main = "Really covered faces", next(iter(restorers))
-    found: list[Finding] = []
-    covered = [face for part in real.covered.values() for face in part]
-    which, lqs = np.array([f.set for f in covered]), [thumbnail(f.image) for f in covered]
-    outputs = {name: restore_all(restore, lqs) for name, restore in restorers.items()}
-    fraction = np.array([o.occluded_fraction for o in outputs[main]])
-    bare, bare_outputs = dict(bare_fractions), []
-    for name, part in real.bare_as_found.items():
-        made = restore_all(restorers[main], [thumbnail(f.image) for f in part])
-        bare_outputs += made
-        bare[f"{name} as found"] = np.array([o.occluded_fraction for o in made])
-    bare = {name: values[np.isfinite(values)] for name, values in bare.items()}
-    bare = {"all bare sets": np.concatenate(list(bare.values()))} | bare
-    separation = "AUC of occluded_fraction, covered against bare, 16x16 by area averaging; covered ones framed as found"
-    for name in real.covered:
-        mine = fraction[(which == name) & np.isfinite(fraction)]
-        for other, values in bare.items():
-            estimate = bootstrap_groups(two_class_auc, mine, values, resamples=100)
-            bar = 0.95 if other == "all bare sets" else None
-            found.append(Finding(section, f"{name} / {other}", "AUC", separation, estimate, bar=bar))
-        found.append(Finding(section, name, "occluded_fraction", "median", quantile(mine, 0.5)))
-    found += [
-        Finding(section, name, "occluded_fraction", "median", quantile(values, 0.5), "down")
-        for name, values in bare.items()
-    ]
-    bare_validation = [f.image for part in (*real.bare_as_found.values(), real.bare_canonical) for f in part]
-    for size in (16, 64):
-        network = cover_classifier(real.train_covered, real.train_bare, size, folder, steps)
-        counts = f"{len(real.train_covered)} covered and {len(real.train_bare)} bare faces outside the validation part"
-        trained = f"CNN on {size}x{size}, trained on {counts}"
-        right = called_covered(network, [f.image for f in covered], size)
-        wrong = called_covered(network, bare_validation, size)
-        soft = called_covered(network, [bicubic(lq) for lq in lqs], size)
-        found += [
-            Finding(section, f"originals, {size} px", "finds the cover", trained, bootstrap(right)),
-            Finding(section, f"originals, {size} px", "calls bare covered", trained, bootstrap(wrong), "down"),
-            Finding(section, f"originals, {size} px", "balanced accuracy", trained,
-                    bootstrap_groups(lambda a, b: (a.mean() + 1 - b.mean()) / 2, right, wrong)),
-            Finding(section, f"bicubic, {size} px", "still called covered", trained, bootstrap(soft), "down"),
-        ]  # fmt: skip
-        if bare_outputs:
-            share = bootstrap(called_covered(network, [o.image for o in bare_outputs], size))
-            found.append(Finding(section, f"bare restored, {size} px", "called covered", trained, share, "down"))
-        for name, outs in outputs.items():
-            left = called_covered(network, [o.image for o in outs], size)
-            for source in real.covered:
-                share, subset = bootstrap(left[which == source]), f"{source}, {name}, {size} px"
-                found.append(Finding(section, subset, "still called covered", trained, share, "down", "", 0.1))
-    return [f for f in found if f.estimate.n]
-
-
 # --- pictures --------------------------------------------------------------------------------------------------------
 
 
@@ -487,20 +411,11 @@ def load_data(folders: Sequence[Path], limit: int | None) -> Data:
         if name in paths
     }
     canonical = [face for part in sets.values() for face in part[:300]]
-    covered = {n: load_faces(paths[n], listed, limit=limit, as_found=True) for n in COVERED_SETS if n in paths}
-    found = {n: load_faces(paths[n], listed, limit=limit, as_found=True) for n in AS_FOUND_SETS if n in paths}
-    train_limit = BARE_TRAINING_FACES if limit is None else min(BARE_TRAINING_FACES, 4 * limit)
-    train_covered: list[np.ndarray] = []
-    train_bare: list[np.ndarray] = []
-    if covered:
-        for name in covered:
-            train_covered += [f.image for f in load_faces(paths[name], listed, False, 3 * train_limit, as_found=True)]
-        for name in (n for n in ("utkface", "aaf", "celeba", GREY_SET) if n in paths):
-            train_bare += [f.image for f in load_faces(paths[name], listed, False, train_limit)]
-        for name in found:
-            train_bare += [f.image for f in load_faces(paths[name], listed, False, train_limit, as_found=True)]
+    covered = {n: paths[n] for n in COVERED_SETS if n in paths}
+    found = {n: paths[n] for n in AS_FOUND_SETS if n in paths}
+    bare = {n: paths[n] for n in ("utkface", "aaf", "celeba", GREY_SET) if n in paths}
     missing = [n for n in (*COLOUR_SETS, GREY_SET, *COVERED_SETS) if n not in paths]
-    return Data(sets, RealFaces(covered, found, canonical, train_covered, train_bare), missing)
+    return Data(sets, load_real(covered, found, bare, canonical, listed, limit), missing)
 
 
 def measure(

@@ -120,6 +120,34 @@ def bootstrap_groups(
     return Estimate(float(statistic(*samples)), *_interval(np.array(drawn)), total)
 
 
+def bootstrap_together(
+    statistics: Callable[..., Sequence[float]],
+    *columns: np.ndarray,
+    clusters: Sequence[Any] | np.ndarray,
+    seed: int = 0,
+    resamples: int = 200,
+) -> list[Estimate]:
+    """Intervals of several statistics of the same observations (say, AUC and EER of the same trials).
+
+    Args:
+        statistics: takes the columns to k numbers; a number that a resample does not allow may be NaN.
+        columns: arrays of one length; their rows belong together and are drawn together.
+        clusters: labels of the same length; the rows of one label (one person) are drawn together.
+
+    Returns:
+        k estimates; n counts rows.
+    """
+    _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    rows = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1]) if len(member) else []
+    values = np.asarray(statistics(*columns), np.float64)
+    rng, drawn = np.random.default_rng(seed), []
+    for _ in range(resamples if len(rows) > 1 else 0):
+        picked = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+        drawn.append(statistics(*(column[picked] for column in columns)))
+    table = np.asarray(drawn, np.float64).reshape(-1, len(values))
+    return [Estimate(float(v), *_interval(table[:, i]), len(member)) for i, v in enumerate(values)]
+
+
 @dataclass(frozen=True)
 class Finding:
     """One measured number.
@@ -131,6 +159,9 @@ class Finding:
         direction: "up" where more is better.
         bar: what the value must reach (at least, or at most where `direction` is "down"); None where none is set.
         baseline: the same quantity for bicubic, where it has one.
+        condition: of the thumbnails ("clean"). row: what was measured ("restored at 1"). group: the part of the faces
+            ("age 20-29"), "" for all. version: of the definition; it rises when numbers can no longer be compared.
+        weights: the card in `weights/` that the number judges, "" for none.
     """
 
     section: str
@@ -142,6 +173,11 @@ class Finding:
     unit: str = ""
     bar: float | None = None
     baseline: float | None = None
+    condition: str = ""
+    row: str = ""
+    group: str = ""
+    version: int = 1
+    weights: str = ""
 
     @property
     def passed(self) -> bool | None:
@@ -171,10 +207,16 @@ def to_json(findings: Sequence[Finding], header: dict[str, Any]) -> str:
     )
 
 
-def _text(number: float | None) -> str:
+def number_text(number: float | None) -> str:
     if number is None or math.isnan(number):
         return "-"
-    return f"{number:.3f}" if abs(number) < 10 else f"{number:.1f}"
+    return f"{number:.3f}" if abs(number) < 10 else f"{number:.2f}" if abs(number) < 1000 else f"{number:.0f}"
+
+
+def _faces(finding: Finding) -> str:
+    """What a number is of: faces, condition, row, group."""
+    f = finding
+    return ", ".join(part for part in (f.subset, f.condition, f.row, f.group) if part)
 
 
 def to_markdown(findings: Sequence[Finding], header: dict[str, Any], title: str) -> str:
@@ -186,7 +228,8 @@ def to_markdown(findings: Sequence[Finding], header: dict[str, Any], title: str)
     if short:
         lines += ["Short of the bar:", ""]
         lines += [
-            f"- {f.section}, {f.subset}, {f.metric}: {_text(f.estimate.value)} (bar {_text(f.bar)})" for f in short
+            f"- {f.section}, {_faces(f)}, {f.metric}: {number_text(f.estimate.value)} (bar {number_text(f.bar)})"
+            for f in short
         ] + [""]
     for section in dict.fromkeys(f.section for f in findings):
         lines += [
@@ -198,11 +241,11 @@ def to_markdown(findings: Sequence[Finding], header: dict[str, Any], title: str)
         for f in (f for f in findings if f.section == section):
             e, sign = f.estimate, "≥" if f.direction == "up" else "≤"
             mark = {None: "", True: "pass", False: "**FAIL**"}[f.passed]
-            bar = "" if f.bar is None else f"{sign} {_text(f.bar)}"
-            value = f"{_text(e.value)} {f.unit}".strip()
+            bar = "" if f.bar is None else f"{sign} {number_text(f.bar)}"
+            value = f"{number_text(e.value)} {f.unit}".strip()
             lines.append(
-                f"| {f.subset} | {f.metric} | {value} | {_text(e.low)} .. {_text(e.high)} | {e.n} | "
-                f"{_text(f.baseline)} | {bar} | {mark} |"
+                f"| {_faces(f)} | {f.metric} | {value} | {number_text(e.low)} .. {number_text(e.high)} | {e.n} | "
+                f"{number_text(f.baseline)} | {bar} | {mark} |"
             )
         lines.append("")
         definitions = dict.fromkeys((f.metric, f.definition) for f in findings if f.section == section)

@@ -18,7 +18,7 @@ def test_points_land_on_the_template(template: str) -> None:
     source = points * 1.1 + (3, 5)
     for x, y in np.round(source).astype(int):
         picture[y - 1 : y + 2, x - 1 : x + 2] = 255
-    crop = embedders.crop_to_template(picture, source, template)
+    crop = embedders.crop_to_template(picture, source, embedders.TEMPLATES[template])
     assert crop.shape == (height, width, 3)
     for x, y in np.round(points).astype(int):
         assert crop[y - 1 : y + 2, x - 1 : x + 2].max() > 200

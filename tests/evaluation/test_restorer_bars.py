@@ -6,16 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from skimage.data import astronaut
 
 from evaluation import restorer_bars as bars
+from evaluation import restoring
 from evaluation.faces import EvaluationFace, bicubic, thumbnail
 from pipeline.config import ConfigError
 from stages.degradation.occluders import MEAN_SHAPE
-from stages.networks.prouigan import ProUiganNet
-from stages.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -154,31 +152,6 @@ def test_missing_data_is_a_usage_error(tmp_path: Path, capsys: pytest.CaptureFix
     assert stop.value.code == 2 and "no known set" in capsys.readouterr().err
 
 
-@pytest.fixture
-def tiny_chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A chain whose restorer is a small network with seeded random weights."""
-    size = {
-        "widths": (16, 16, 16), "blocks": (1, 0, 0), "dilations": ((1,), (1,), (1,)), "landmark_width": 16,
-        "landmark_dilations": ((1,), (1,), (1,)), "attention_width": 16, "heads": 2, "detail_width": 16,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    network = ProUiganNet(**size)  # type: ignore[arg-type]
-    for parameter in network.parameters():  # heads start at zero, which would show bicubic alone
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    monkeypatch.setenv("REVISAGE_WEIGHTS", str(tmp_path))
-    card = {
-        "architecture": "prouigan", "arguments": size, "input": {}, "data": {}, "recipe": {}, "metrics": [],
-        "licence": "none", "limits": "none",
-    }  # fmt: skip
-    save_weights("prouigan_128", network, card, torch.float32)
-    chain = tmp_path / "chain.yaml"
-    chain.write_text(
-        "version: 1\nname: tiny\nstages:\n  - stage: prouigan\n    fidelity: 0.25\n"
-        "verdict: {max_occluded_fraction: 1, min_face_score: 0, min_consistency_db: 0}\n"
-    )
-    return chain
-
-
 def test_the_stage_alone_and_the_pipeline_give_the_same_pictures(tiny_chain: Path) -> None:
     faces = invented(3)
     lqs = [thumbnail(faces[0].image), thumbnail(faces[1].image), thumbnail(bars.to_grey(faces[2].image))]
@@ -197,6 +170,6 @@ def test_a_chain_that_does_not_start_with_the_restorer_is_refused(tmp_path: Path
     chain = tmp_path / "chain.yaml"
     chain.write_text("version: 1\nname: x\nstages:\n  - stage: resample\n")
     with pytest.raises(ConfigError, match="what is measured here is 'prouigan'"):
-        bars.build_stage(chain)
+        restoring.build_stage(chain)
     with pytest.raises(ConfigError, match="must be 'degrade'"):
         bars.frozen_degradation(chain)

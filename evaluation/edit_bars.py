@@ -1,0 +1,197 @@
+"""The bars of the editor: is the edit there, is nothing else changed, is it the same person, are there no seams.
+
+    python -m evaluation.edit_bars --data OMI.parquet --out OUT [--classifier attributes] [--limit 40]
+
+Unseen faces at 768 px are edited by the stage, one attribute at strength 1 towards its other side, and read by a
+classifier that no training used. A flip counts among the faces that were not there before; attributes that were not
+asked for count as changed where the classifier's sure answer (over .7 or under .3) goes to the other side. Identity is
+dlib's similarity to the source, as a share of the unedited reconstruction's. Seams compare gradients on the borders of
+patches with those two pixels beside them, in the change itself. Needs the extras `dlib` and `evaluate`.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from evaluation.faces import read_validation_list
+from evaluation.metrics import psnr
+from evaluation.statistics import Finding, bootstrap, write_tables
+from evaluation.transfer_unit import FACE_PX, reconstruction_db, unseen_faces
+from evaluation.upscale_bars import as_batch, uint8
+from landmarks.backends.base import BackendUnavailable
+from pipeline.chain import pick_device, pick_precision
+from stages.coogan import Coogan, CooganConfig, TensorRows
+from stages.networks.classifier import TraitNet
+from stages.networks.coogan import sample_place
+from stages.weights import load_network, read_card
+
+JUDGED = ("smiling", "age", "eyeglasses", "masculine")
+FLIP_BAR, OTHERS_BAR, IDENTITY_BAR, OUTSIDE_BAR = 0.80, 0.10, 0.85, 45.0
+RECONSTRUCTION_BAR, SEAM_BAR, AGREE_BAR = 35.0, 0.03, 40.0
+IDENTITY_OF = ("smiling", "eyeglasses")
+YOUNG, OLD = 35.0, 50.0  # years: an age edit counts as there where it crosses 10 years towards its side
+
+
+def read(classifier: TraitNet, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Answers by trait: chances for flags, years for numbers; pictures (H, W, 3) uint8, canonical."""
+    made = [np.asarray(Image.fromarray(p).resize((128, 128), Image.Resampling.BOX)) for p in pictures]
+    image = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255
+    with torch.inference_mode():
+        found = [classifier.answers(part) for part in image.split(32)]
+    flags = (*classifier.flags, *classifier.numbers)
+    return {name: torch.cat([f[name] for f in found]).numpy() for name in flags}
+
+
+def stage_for(attributes: dict[str, float], weights: str, precision: str, **options: Any) -> Coogan:
+    """The editor with the weights of a card."""
+    device = pick_device("cpu")
+    chosen = pick_precision(precision, device)  # type: ignore[arg-type]  # checked by the caller's choices
+    return Coogan(CooganConfig(attributes=attributes, weights=weights, **options), device, chosen)
+
+
+def _tensor(face: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].float() / 255
+
+
+def flipped(name: str, before: np.ndarray, after: np.ndarray, sign: np.ndarray) -> np.ndarray:
+    """(n,) bool: the edit is there. Flags cross one half; age moves ten years towards `sign`."""
+    return (after - before) * sign >= 10 if name == "age" else (after > 0.5) == (sign > 0)
+
+
+def others_changed(name: str, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> np.ndarray:
+    """Share of the other flags, by face, whose sure answer went to the other side."""
+    lost = []
+    for other in before:
+        if other in (name, "age"):
+            continue
+        sure = (before[other] > 0.7) | (before[other] < 0.3)
+        lost.append(np.where(sure, (before[other] > 0.5) != (after[other] > 0.5), False))
+    return np.mean(lost, 0) if lost else np.zeros(len(next(iter(before.values()))))
+
+
+def seam_excess(change: np.ndarray, borders: Sequence[int]) -> float:
+    """Mean gradient of a change (H, W, 3) across lines `borders` over that two pixels beside them, less 1; the change
+    itself is looked at, so that the picture's own edges do not hide a seam."""
+    across = np.abs(np.diff(change.astype(np.float64), axis=1)).mean((0, 2))  # [x] between x and x + 1
+    on = np.mean([across[b - 1] for b in borders])
+    beside = np.mean([across[b - 1 + d] for b in borders for d in (-3, -2, 2, 3)])
+    return float(on / max(beside, 1e-9) - 1)
+
+
+def measure(faces: Sequence[np.ndarray], weights: str, classifier: TraitNet, precision: str) -> list[Finding]:
+    """Every finding; see the module's text."""
+    images = [_tensor(f) for f in faces]
+    before = read(classifier, faces)
+    findings: list[Finding] = []
+
+    def add(
+        section: str, metric: str, text: str, values: np.ndarray, direction: str, bar: float, unit: str = ""
+    ) -> None:
+        findings.append(
+            Finding(section, "omi", metric, text, bootstrap(np.asarray(values, np.float64)), direction, unit, bar,  # type: ignore[arg-type]
+                    weights=weights)
+        )  # fmt: skip
+
+    editor = stage_for({"age": 1.0}, weights, precision)
+    add("reconstruction", "PSNR, no change asked", "both paths over the whole face, no region, 768 px",
+        np.array([reconstruction_db(editor.editor.network.float(), [f]) for f in faces]), "up", RECONSTRUCTION_BAR,
+        "dB")  # fmt: skip
+    for name in JUDGED:
+        if name not in before or name not in editor.editor.network.attributes:
+            continue
+        there = before[name] > 0.5 * (OLD + YOUNG) if name == "age" else before[name] > 0.5
+        sign = np.where(there, -1.0, 1.0)
+        stages = {s: stage_for({name: float(s)}, weights, precision) for s in (-1.0, 1.0)}
+        outside, made = [], []
+        for face, image, side in zip(faces, images, sign, strict=True):
+            stage = stages[float(side)]
+            made.append(uint8(stage(as_batch(image)).image))
+            plan = stage.editor.plan(TensorRows(image[0]))
+            region = sample_place(plan.region, plan.matrix[None], (FACE_PX, FACE_PX))[0, 0].numpy() > 0
+            outside.append(psnr(made[-1], face, ~region) if not region.all() else np.nan)
+        after = read(classifier, made)
+        add(name, "edit is there", "share of faces whose answer went to the side asked for",
+            flipped(name, before[name], after[name], sign), "up", FLIP_BAR)  # fmt: skip
+        add(name, "other attributes changed", "share of other sure answers that went to the other side",
+            others_changed(name, before, after), "down", OTHERS_BAR)  # fmt: skip
+        add(name, "outside the region", "PSNR of pixels the edit must not touch",
+            np.array([v for v in outside if np.isfinite(v)]), "up", OUTSIDE_BAR, "dB")  # fmt: skip
+        if name in IDENTITY_OF and (kept := identity_kept(faces, made)) is not None:
+            add(name, "identity", "dlib similarity (1 - distance) to the source over that of the unedited face", kept,
+                "up", IDENTITY_BAR)  # fmt: skip
+    findings += _seams(faces, weights, precision)
+    return findings
+
+
+def identity_kept(faces: Sequence[np.ndarray], made: Sequence[np.ndarray]) -> np.ndarray | None:
+    """dlib's similarity 1 - distance of edited to source; the unedited answer is the source itself, similarity 1.
+    Faces that dlib does not find are left out; None without dlib."""
+    from evaluation.dlib_descriptor import dlib_descriptor
+
+    kept = []
+    try:
+        for face, edited in zip(faces, made, strict=True):
+            a, b = dlib_descriptor(face), dlib_descriptor(edited)
+            if a is not None and b is not None:
+                kept.append(1 - float(np.linalg.norm(a - b)))
+    except BackendUnavailable as error:
+        print(f"left out: identity: {error}", file=sys.stderr)
+        return None
+    return np.array(kept) if kept else None
+
+
+def _seams(faces: Sequence[np.ndarray], weights: str, precision: str) -> list[Finding]:
+    """Patches of 256 px against the frame in one piece, and gradients across the middle of their overlaps."""
+    wanted = {"age": 1.0}
+    parts = stage_for(wanted, weights, precision, patch=256, overlap=64)
+    whole = stage_for(wanted, weights, precision, patch=FACE_PX, overlap=64)
+    axis = parts.editor._axis(FACE_PX)
+    # Both ends of every blend: where one patch begins to count, and where the other ceases to.
+    borders = [s + e for s in axis.starts[1:] for e in (axis.margin, axis.overlap - axis.margin)]
+    agree, excess = [], []
+    for face in faces:
+        image = _tensor(face)
+        a, b = parts(as_batch(image)).image, whole(as_batch(image)).image
+        error = float((a - b).square().mean())
+        agree.append(min(100.0, -10 * np.log10(max(error, 1e-10))))
+        change = (a - image)[0].permute(1, 2, 0).numpy()
+        excess += [seam_excess(change, borders), seam_excess(change.transpose(1, 0, 2), borders)]
+    return [
+        Finding("seams", "omi", "patches and one piece agree", "PSNR at 768 px", bootstrap(np.array(agree)), "up", "dB",
+                AGREE_BAR, weights=weights),
+        Finding("seams", "omi", "gradient across borders", "mean over that beside them, less 1, of the change",
+                bootstrap(np.array(excess)), "down", "", SEAM_BAR, weights=weights),
+    ]  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit code 0 where every bar is reached."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.edit_bars", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--data", type=Path, required=True, help="Parquet of large faces (OMI)")
+    parser.add_argument("--out", type=Path, required=True, help="where edit_bars.json and .md go")
+    parser.add_argument("--weights", default="coogan_768", help="card of the editor (default: %(default)s)")
+    parser.add_argument("--classifier", default="attributes", help="card of a classifier no training used")
+    parser.add_argument("--limit", type=int, default=40, help="faces (default: %(default)s)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    args = parser.parse_args(arguments)
+    classifier = load_network(args.classifier, torch.device("cpu"))
+    if not isinstance(classifier, TraitNet):
+        parser.error(f"{args.classifier} holds a {type(classifier).__name__}, not a classifier")
+    faces = unseen_faces(args.data, args.limit)
+    if not faces:
+        parser.error(f"{args.data}: none of its faces is in the list of {len(read_validation_list())} held-out ones")
+    findings = measure(faces, args.weights, classifier, args.precision)
+    header = {"faces": len(faces), "weights": f"{args.weights} {read_card(args.weights).sha256[:16]}"}
+    write_tables(findings, header, args.out, "edit_bars", "Attribute editing at 768 px")
+    print((args.out / "edit_bars.md").read_text(encoding="utf-8"), end="")
+    return 0 if all(f.passed is not False for f in findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

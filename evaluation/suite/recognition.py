@@ -1,0 +1,194 @@
+"""Recognition protocols over vectors of every row: verification, closed-set and open-set identification."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.identification import Search, cmc, detection_identification, ranks, search_split
+from evaluation.recognition import (
+    NO_FACE,
+    Pairs,
+    closed_finding,
+    roc,
+    trial_scores,
+    verification_findings,
+    verification_pairs,
+)
+from evaluation.statistics import Finding, bootstrap_together
+from evaluation.suite.config import RecognitionOptions
+from evaluation.suite.curves import Curve
+from evaluation.suite.rows import BICUBIC, NEAREST, ORIGINAL
+from evaluation.suite.sources import Loaded
+
+VERIFICATION, CLOSED_SET, OPEN_SET = "Verification", "Closed-set identification", "Open-set identification"
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """What one judge says of one condition of one source.
+
+    Attributes:
+        source, condition, judge: names; `judge` with its part in training.
+        rows: row -> (N, D) unit vectors of every face, NaN where there is none; holds "original" and "bicubic".
+        undecided: row -> (N,) bool, the row's own verdict is "not decidable". weights: row -> card it judges, or "".
+    """
+
+    source: Loaded
+    condition: str
+    judge: str
+    rows: Mapping[str, np.ndarray]
+    undecided: Mapping[str, np.ndarray]
+    weights: Mapping[str, str]
+
+
+def same_photograph_pairs(count: int, folds: int, seed: int) -> Pairs:
+    """Each face against the original of its own photograph, and against that of another one."""
+    rng = np.random.default_rng(seed)
+    probe = np.arange(count)
+    other = (probe + rng.integers(1, count, count)) % count
+    fold = rng.permutation(count) % folds
+    same = np.repeat([True, False], count)
+    return Pairs(np.tile(probe, 2), np.concatenate([probe, other]), same, np.tile(fold, 2))
+
+
+def trials(source: Loaded, options: RecognitionOptions, seed: int) -> Pairs:
+    """The trials of a source: those of its list, drawn from its people, or each photograph against itself.
+
+    Raises:
+        ValueError: too few people with two pictures.
+    """
+    if source.pairs is not None:
+        return source.pairs if len(np.unique(source.pairs.fold)) > 1 else _folded(source.pairs, options.folds)
+    if options.same_photograph:
+        if len(source.faces) < options.folds:
+            raise ValueError(
+                f"verification needs {options.folds} faces, one for each fold; there are {len(source.faces)}"
+            )
+        return same_photograph_pairs(len(source.faces), options.folds, seed)
+    people = [face.group for face in source.faces]
+    return verification_pairs(people, options.probes_per_person, options.galleries_per_probe, options.folds, seed)
+
+
+def _folded(pairs: Pairs, folds: int) -> Pairs:
+    """A list without folds, dealt out evenly within each kind of trial."""
+    fold = np.zeros(len(pairs), int)
+    for kind in (True, False):
+        fold[pairs.same == kind] = np.arange((pairs.same == kind).sum()) % folds
+    return Pairs(pairs.probe, pairs.gallery, pairs.same, fold)
+
+
+def recognition(
+    given: Vectors, options: RecognitionOptions, seed: int, why_not: dict[str, str]
+) -> tuple[list[Finding], list[Curve]]:
+    """Every protocol that the source allows; what it does not allow is put into `why_not` with the reason."""
+    found: list[Finding] = []
+    curves: list[Curve] = []
+    people = [face.group for face in given.source.faces]
+    galleries = ("original",) if options.same_photograph else options.galleries
+    for gallery in galleries:
+        label = f"{given.source.name}, {gallery} gallery, {given.judge}"
+        if options.same_photograph:
+            label = f"{given.source.name}, same photograph, {given.judge}"
+        try:
+            pairs = trials(given.source, options, seed)
+        except ValueError as error:
+            why_not[f"{VERIFICATION} on {given.source.name}"] = str(error)
+        else:
+            made, lines = _verification(given, pairs, people, gallery, label)
+            found, curves = found + made, curves + lines
+        for section, enrolled in ((CLOSED_SET, 1.0), (OPEN_SET, options.enrolled)):
+            try:
+                if options.same_photograph:
+                    raise ValueError("every person has one picture (same_photograph)")
+                split = search_split(people, enrolled, options.search_probes, seed)
+            except ValueError as error:
+                why_not[f"{section} on {given.source.name}"] = str(error)
+            else:
+                made, lines = _search(given, split, section, gallery, label, people, options)
+                found, curves = found + made, curves + lines
+    return found, curves
+
+
+def _sides(given: Vectors, gallery: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Row, probe vectors, gallery vectors. A degraded gallery went the same way as the probes of the row."""
+    for row, vectors in given.rows.items():
+        yield row, vectors, given.rows[ORIGINAL] if gallery == "original" else vectors
+
+
+def _verification(
+    given: Vectors, pairs: Pairs, people: Sequence[str], gallery: str, label: str
+) -> tuple[list[Finding], list[Curve]]:
+    who = [people[i] for i in pairs.probe]
+    how = f"probe of the row against {gallery} gallery; intervals draw people; {given.judge}"
+    found: list[Finding] = []
+    curves: list[Curve] = []
+    right: dict[str, np.ndarray] = {}
+    lost = given.source.undecided_pairs
+    for row, probes, others in _sides(given, gallery):
+        scores = trial_scores(probes, others, pairs)
+        made, right[row] = verification_findings(
+            scores, pairs, who, how, given.undecided[row][pairs.probe], lost, section=VERIFICATION, subset=label,
+            condition=given.condition, row=row, weights=given.weights[row],
+        )  # fmt: skip
+        found += made
+        far, tar, _ = roc(np.nan_to_num(scores, nan=NO_FACE), pairs.same)
+        plot = f"ROC, {label}, {given.condition}"
+        curves.append(Curve(plot, "false accepts", "true accepts", row, far, tar, log_x=True))
+    who += [f"lost {i}" for i in range(sum(lost))]
+    for row in (r for r in given.rows if r not in (ORIGINAL, BICUBIC, NEAREST)):
+        found.append(
+            closed_finding(right, row, who, section=VERIFICATION, subset=label, condition=given.condition, row=row,
+                           weights=given.weights[row])
+        )  # fmt: skip
+    return found, curves
+
+
+def _search(
+    given: Vectors, split: Search, section: str, gallery: str, label: str, people: Sequence[str],
+    options: RecognitionOptions,
+) -> tuple[list[Finding], list[Curve]]:  # fmt: skip
+    found: list[Finding] = []
+    curves: list[Curve] = []
+    who = [people[i] for i in split.probes]
+    size = (
+        f"{len(split.gallery)} people enrolled with one picture each, {gallery}; intervals draw people; {given.judge}"
+    )
+    closed = section == CLOSED_SET
+    first: dict[str, np.ndarray] = {}
+    for row, probes, others in _sides(given, gallery):
+        scores = probes[split.probes] @ others[split.gallery].T
+        place = ranks(scores, split.mate)
+        top = np.nan_to_num(scores, nan=-np.inf).max(1)
+        names = ["rank-1", "rank-5"] if closed else [f"DIR at FPIR {f:g}" for f in options.fpir]
+
+        def rates(place: np.ndarray, top: np.ndarray, mate: np.ndarray) -> list[float]:
+            if closed:
+                return [float((place <= 1).mean()), float((place <= 5).mean())]
+            if (mate < 0).all() or (mate >= 0).all():
+                return [np.nan] * len(options.fpir)
+            return [detection_identification(top, place, mate, f) for f in options.fpir]
+
+        definition = (
+            "share of probes whose own person stands at that rank or before; a probe without a face counts as missed"
+            if closed
+            else "share of enrolled probes that come first, above the score that lets that share of strangers through"
+        )
+        estimates = bootstrap_together(rates, place, top, split.mate, clusters=who, resamples=100)
+        found += [
+            Finding(section, label, name, f"{definition}; {size}", estimate, condition=given.condition, row=row,
+                    weights=given.weights[row])
+            for name, estimate in zip(names, estimates, strict=True)
+        ]  # fmt: skip
+        first[row] = (place <= 1).astype(float)
+        if closed:
+            depth = min(options.depth, len(split.gallery))
+            plot = f"CMC, {label}, {given.condition}"
+            curves.append(Curve(plot, "rank", "found", row, np.arange(1, depth + 1), cmc(place, depth)))
+    if closed:
+        for row in (r for r in given.rows if r not in (ORIGINAL, BICUBIC, NEAREST)):
+            found.append(
+                closed_finding(first, row, who, metric="share of lost rank-1 closed", section=section, subset=label,
+                               condition=given.condition, row=row, weights=given.weights[row])
+            )  # fmt: skip
+    return found, curves

@@ -1,0 +1,172 @@
+"""The light transfer unit beside that of STGAN: parameters, multiplications, and what each can reconstruct.
+
+    python -m evaluation.transfer_unit --out OUT [--cards coogan_768 coogan_stgan] [--data OMI.parquet]
+
+Both units are built and counted at every width of the shipped editor, upsampling of the state included. With `--cards`,
+two editors that differ in nothing but their unit (configs/train/coogan.yaml with `unit: stgan`) are asked for no change
+on unseen faces at 768 px, without a region and without the exact answer "leave it": their PSNR stands beside. Writes
+transfer_unit.json and transfer_unit.md.
+"""
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from evaluation.faces import read_validation_list
+from evaluation.metrics import psnr
+from landmarks.alignment import to_canonical, warp
+from landmarks.scheme import POINT_COUNT
+from stages.networks.coogan import GLOBAL_SIZE, CooganNet
+from stages.networks.transfer_unit import LightUnit, StganUnit
+from stages.weights import load_network
+
+PARAMETERS_BAR, MULTIPLY_ADDS_BAR = 0.6, 0.4
+WIDTHS = ((192, 288, 16), (96, 192, 32), (48, 96, 64))  # channels, state channels, size in px: the global path's units
+FACE_PX = 768
+
+
+@dataclass(frozen=True)
+class Count:
+    """A pair of units at one width: parameters, and multiplications for one picture of `size` px."""
+
+    channels: int
+    state: int
+    size: int
+    stgan_parameters: int
+    light_parameters: int
+    stgan_macs: int
+    light_macs: int
+
+
+def multiply_adds(network: nn.Module, run: Callable[[], object]) -> int:
+    """Multiplications of the convolutions of `network` while `run` uses it, counted on the layers themselves."""
+    total = 0
+
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        nonlocal total
+        assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
+        # A transposed convolution spreads every input over its kernel; a plain one gathers every output from it.
+        places = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else out
+        total += places.numel() * layer.weight[0].numel()
+
+    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
+    hooks = [m.register_forward_hook(count) for m in layers]
+    try:
+        with torch.no_grad():
+            run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return total
+
+
+def count(channels: int, state: int, size: int) -> Count:
+    """Build both units at one width and count them."""
+    figures = []
+    for kind in (StganUnit, LightUnit):
+        unit = kind(channels, state)
+        inputs = torch.zeros(1, channels, size, size), torch.zeros(1, state, size // 2, size // 2)
+
+        def run(unit: nn.Module = unit, inputs: tuple[Tensor, Tensor] = inputs) -> object:
+            return unit(*inputs)
+
+        figures.append((sum(p.numel() for p in unit.parameters()), multiply_adds(unit, run)))
+    (p_stgan, m_stgan), (p_light, m_light) = figures
+    return Count(channels, state, size, p_stgan, p_light, m_stgan, m_light)
+
+
+def unseen_faces(path: Path, limit: int) -> list[np.ndarray]:
+    """Canonical 768 px crops, (768, 768, 3) uint8, of faces that no training saw."""
+    import pyarrow.parquet as pq
+
+    listed, faces = read_validation_list(), []
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["id", "image", "landmarks"]):
+        for row in batch.to_pylist():
+            if str(row["id"]) in listed and row["landmarks"] is not None:
+                points = np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2)
+                picture = np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
+                faces.append(warp(picture, to_canonical(points, FACE_PX), FACE_PX))
+                if len(faces) == limit:
+                    return faces
+    return faces
+
+
+@torch.inference_mode()
+def reconstruction_db(network: CooganNet, faces: Sequence[np.ndarray]) -> float:
+    """Mean PSNR in dB of both paths over whole faces when no change is asked, without region."""
+    scores = []
+    for face in faces:
+        image = torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].float() / 255
+        small = torch.nn.functional.interpolate(image, size=(GLOBAL_SIZE,) * 2, mode="area")
+        none = torch.zeros(1, len(network.attributes))
+        step = GLOBAL_SIZE / FACE_PX
+        place = torch.tensor([[[step, 0, step / 2 - 0.5], [0, step, step / 2 - 0.5]]])
+        change, _ = network.edit_patch(image, network.edit_whole(small, none), place, none)
+        made = ((image + change).clamp(0, 1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+        scores.append(psnr(made, face))
+    return float(np.mean(scores))
+
+
+def table(counts: Sequence[Count], found: dict[str, float]) -> str:
+    """Counts, bars and reconstruction as Markdown."""
+    lines = [
+        "| channels | size | STGAN parameters | light | share | STGAN MMAC | light | share |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for c in counts:
+        p, m = c.light_parameters / c.stgan_parameters, c.light_macs / c.stgan_macs
+        lines.append(
+            f"| {c.channels} | {c.size} | {c.stgan_parameters} | {c.light_parameters} | {p:.3f} | "
+            f"{c.stgan_macs / 1e6:.1f} | {c.light_macs / 1e6:.1f} | {m:.3f} |"
+        )
+    lines += ["", f"Bars: parameters at most {PARAMETERS_BAR}, multiplications at most {MULTIPLY_ADDS_BAR}: "
+              f"{'pass' if passes(counts) else '**FAIL**'}"]  # fmt: skip
+    lines += [f"\nReconstruction of {card} at {FACE_PX} px: {value:.2f} dB" for card, value in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+def passes(counts: Sequence[Count]) -> bool:
+    """Whether every width meets both bars."""
+    return all(
+        c.light_parameters <= PARAMETERS_BAR * c.stgan_parameters and c.light_macs <= MULTIPLY_ADDS_BAR * c.stgan_macs
+        for c in counts
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit code 0 where the bars are met."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.transfer_unit", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, required=True, help="where transfer_unit.json and .md go")
+    parser.add_argument("--cards", nargs="*", default=[], help="editors to reconstruct with")
+    parser.add_argument("--data", type=Path, help="Parquet of faces for the reconstruction")
+    parser.add_argument("--limit", type=int, default=24, help="faces (default: %(default)s)")
+    args = parser.parse_args(arguments)
+    if args.cards and args.data is None:
+        parser.error("--cards needs --data")
+    counts, found = [count(*width) for width in WIDTHS], {}
+    for card in args.cards:
+        network = load_network(card, torch.device("cpu"))
+        if not isinstance(network, CooganNet):
+            parser.error(f"{card} holds a {type(network).__name__}, not an editor")
+        found[card] = reconstruction_db(network, unseen_faces(args.data, args.limit))
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = {"counts": [asdict(c) for c in counts], "reconstruction_db": found}
+    (args.out / "transfer_unit.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (args.out / "transfer_unit.md").write_text(table(counts, found), encoding="utf-8")
+    print(table(counts, found), end="")
+    return 0 if passes(counts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

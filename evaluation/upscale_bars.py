@@ -1,0 +1,212 @@
+"""The bars of the stage `upscale`: 128 -> 512 on unseen faces, beside Lanczos and Real-ESRGAN.
+
+    python -m evaluation.upscale_bars --data OMI.parquet --out OUT [--limit 40] [--time]
+
+Faces that resolve 512 px and that no training saw are averaged to 128 px, enlarged by every row, and compared with the
+original: PSNR and SSIM in RGB, sharpness (mean absolute Laplacian over the original's), NIQE over sheets of faces. The
+same with restored faces (16 -> 128 -> 512) has no truth for its detail: NIQE and sharpness only. `--time` adds seconds
+a face, both on the same threads; leave the machine idle for it. A row whose package is missing is left out and named.
+"""
+
+import argparse
+import io
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from evaluation.faces import read_validation_list
+from evaluation.metrics import psnr, ssim
+from evaluation.statistics import Estimate, Finding, bootstrap, paired_difference, write_tables
+from landmarks.alignment import to_canonical, warp
+from landmarks.scheme import POINT_COUNT
+from pipeline.chain import pick_device, pick_precision
+from pipeline.restorer import Restorer
+from stages import basicsr_adapter
+from stages.batch import FaceBatch
+from stages.consistency import average_to
+from stages.foreign_upscalers import REALESRGAN
+from stages.resample import resample
+from stages.upscale import Upscale, UpscaleConfig
+from stages.weights import WeightsError, read_card
+
+SMALL, LARGE = 128, 512
+GAIN_BAR, SPEED_BAR = 1.0, 10.0  # dB over Lanczos at fidelity 1; times Real-ESRGAN's speed
+Row = Callable[[Tensor], Tensor]
+
+
+def load_faces(path: Path, limit: int) -> list[np.ndarray]:
+    """Canonical 512 px crops, (512, 512, 3) uint8, of validation faces whose source resolves them."""
+    import pyarrow.parquet as pq
+
+    listed, faces = read_validation_list(), []
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["id", "image", "landmarks"]):
+        for row in batch.to_pylist():
+            if str(row["id"]) not in listed or row["landmarks"] is None:
+                continue
+            points = np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2)
+            matrix = to_canonical(points, LARGE)
+            if np.hypot(matrix[0, 0], matrix[1, 0]) > 1:  # would have to be enlarged: no truth at this size
+                continue
+            picture = np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
+            faces.append(warp(picture, matrix, LARGE))
+            if len(faces) == limit:
+                return faces
+    return faces
+
+
+def as_batch(image: Tensor) -> FaceBatch:
+    """One (1, 3, n, n) picture as the stage takes it."""
+    return FaceBatch(("face",), image, image, (0,), torch.tensor([False]))
+
+
+def rows(weights: str, precision: str) -> dict[str, Row]:
+    """What is compared, by name; Real-ESRGAN only where its extra is installed."""
+    device = pick_device("cpu")
+    chosen = pick_precision(precision, device)  # type: ignore[arg-type]  # checked by the caller's choices
+    made: dict[str, Row] = {
+        "bicubic": lambda x: resample(x, (LARGE, LARGE), "bicubic"),
+        "lanczos": lambda x: resample(x, (LARGE, LARGE), "lanczos"),
+    }
+
+    def stage(**options: object) -> Row:
+        upscale = Upscale(UpscaleConfig.model_validate({"size": LARGE, "weights": weights} | options), device, chosen)
+        return lambda x: upscale(as_batch(x)).image
+
+    for fidelity in (1.0, 0.5, 0.0):
+        made[f"upscale {fidelity:g}"] = stage(fidelity=fidelity)
+    try:
+        foreign = stage(model=REALESRGAN)
+    except WeightsError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return made
+    made["real-esrgan, made consistent"] = foreign
+    from stages.foreign_upscalers import RealEsrgan
+
+    made["real-esrgan"] = RealEsrgan()
+    return made
+
+
+def uint8(image: Tensor) -> np.ndarray:
+    """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8."""
+    return (image[0].clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+
+
+def sharpness(picture: np.ndarray) -> float:
+    """Mean absolute Laplacian of the mean channel, levels of 255."""
+    grey = picture.astype(np.float64).mean(-1)
+    around = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:]
+    return float(np.abs(4 * grey[1:-1, 1:-1] - around).mean())
+
+
+def restored_thumbnails(faces: Sequence[np.ndarray], config: str) -> list[Tensor]:
+    """The faces averaged to 16 px and restored by the shipped chain: (1, 3, 128, 128) each."""
+    restorer = Restorer.from_config(config, device="cpu")
+    small = [np.asarray(Image.fromarray(f).resize((16, 16), Image.Resampling.BOX)) for f in faces]
+    results = restorer.restore(small)
+    return [
+        torch.from_numpy(np.atleast_3d(r.image).copy()).permute(2, 0, 1)[None].float() / 255
+        for r in results
+        if r.image is not None and r.image.ndim == 3
+    ]
+
+
+def _scalar(value: float, n: int) -> Estimate:
+    return Estimate(value, float("nan"), float("nan"), n)
+
+
+def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: str, timed: bool) -> list[Finding]:
+    """Every finding; see the module's text."""
+    compared = rows(weights, precision)
+    truths = [torch.from_numpy(np.ascontiguousarray(f)).permute(2, 0, 1)[None].float() / 255 for f in faces]
+    clean = [average_to(t, SMALL) for t in truths]
+    restored = restored_thumbnails(faces, config)
+    scores: dict[str, np.ndarray] = {}
+    seconds: dict[str, float] = {}
+    findings: list[Finding] = []
+    niqe = basicsr_adapter.niqe if basicsr_adapter.available() else None
+    natural: dict[tuple[str, str], float] = {}
+    for name, row in compared.items():
+        row(clean[0])  # warm
+        started = time.perf_counter()
+        made = [uint8(row(x)) for x in clean]
+        seconds[name] = (time.perf_counter() - started) / len(made)
+        scores[name] = np.array([psnr(m, f) for m, f in zip(made, faces, strict=True)])
+        similar = np.array([ssim(m, f) for m, f in zip(made, faces, strict=True)])
+        sharp = np.array([sharpness(m) / sharpness(f) for m, f in zip(made, faces, strict=True)])
+        for metric, values, unit in (("PSNR", scores[name], "dB"), ("SSIM", similar, ""), ("sharpness", sharp, "")):
+            findings.append(
+                Finding("clean 128 px faces", "omi", metric, f"{metric} against the 512 px original, RGB",
+                        bootstrap(values), unit=unit, row=name, weights=weights)
+            )  # fmt: skip
+        if niqe is not None:
+            for condition, pictures in (("clean", made), ("restored", [uint8(row(x)) for x in restored])):
+                if pictures:
+                    natural[condition, name] = float(np.mean([niqe(p) for p in pictures]))
+                    findings.append(
+                        Finding(f"{condition} 128 px faces", "omi", "NIQE", "luma, blocks of 96 px, mean over faces",
+                                _scalar(natural[condition, name], len(pictures)), "down", row=name, weights=weights)
+                    )  # fmt: skip
+    findings.append(
+        Finding("bars", "omi", "gain over Lanczos at fidelity 1", "PSNR difference, RGB, clean 128 px faces",
+                paired_difference(scores["upscale 1"], scores["lanczos"]), unit="dB", bar=GAIN_BAR, row="upscale 1",
+                weights=weights)
+    )  # fmt: skip
+    for condition in ("clean", "restored"):
+        if (condition, "real-esrgan") in natural and (condition, "upscale 0") in natural:
+            findings.append(
+                Finding("bars", "omi", f"NIQE of fidelity 0 over Real-ESRGAN's, {condition}", "ratio of the means",
+                        _scalar(natural[condition, "upscale 0"] / natural[condition, "real-esrgan"], len(faces)),
+                        "down", bar=1.0, row="upscale 0", weights=weights)
+            )  # fmt: skip
+    if timed and "real-esrgan" in seconds:
+        findings.append(
+            Finding("bars", "omi", "speed over Real-ESRGAN's", "seconds a face, 128 -> 512, fidelity 0, same threads",
+                    _scalar(seconds["real-esrgan"] / seconds["upscale 0"], len(faces)), bar=SPEED_BAR, row="upscale 0",
+                    weights=weights)
+        )  # fmt: skip
+    return findings
+
+
+def side_by_side(faces: Sequence[np.ndarray], weights: str, precision: str, path: Path) -> None:
+    """A sheet to look at: input, Lanczos, fidelity 1 and 0, Real-ESRGAN where it is there, original."""
+    compared, lines = rows(weights, precision), []
+    names = [n for n in ("lanczos", "upscale 1", "upscale 0", "real-esrgan") if n in compared]
+    for face in faces:
+        small = average_to(torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].float() / 255, SMALL)
+        shown = [uint8(resample(small, (LARGE, LARGE), "nearest")), *(uint8(compared[n](small)) for n in names), face]
+        lines.append(np.concatenate(shown, 1))
+    Image.fromarray(np.concatenate(lines)).save(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit code 0 where every bar is reached."""
+    parser = argparse.ArgumentParser(
+        prog="python -m evaluation.upscale_bars", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--data", type=Path, required=True, help="Parquet of faces that resolve 512 px (OMI)")
+    parser.add_argument("--out", type=Path, required=True, help="where upscale_bars.json, .md and sheet.png go")
+    parser.add_argument("--weights", default="upscale_768", help="card (default: %(default)s)")
+    parser.add_argument("--config", default="configs/cctv_restore.yaml", help="chain of the restored faces")
+    parser.add_argument("--limit", type=int, default=40, help="faces (default: %(default)s)")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--time", action="store_true", help="also measure the speed")
+    args = parser.parse_args(arguments)
+    faces = load_faces(args.data, args.limit)
+    if not faces:
+        parser.error(f"{args.data}: no validation face of {LARGE} px")
+    findings = measure(faces, args.weights, args.precision, args.config, args.time)
+    header = {"faces": len(faces), "weights": f"{args.weights} {read_card(args.weights).sha256[:16]}"}
+    write_tables(findings, header, args.out, "upscale_bars", "Upscale: 128 to 512 px")
+    side_by_side(faces[:6], args.weights, args.precision, args.out / "sheet.png")
+    print((args.out / "upscale_bars.md").read_text(encoding="utf-8"), end="")
+    return 0 if all(f.passed is not False for f in findings) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

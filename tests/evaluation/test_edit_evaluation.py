@@ -1,0 +1,86 @@
+"""The measuring scripts of enlarging and editing, on cases made by hand."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("scipy")
+from evaluation import edit_memory, transfer_unit
+from evaluation.edit_bars import flipped, others_changed, seam_excess
+from evaluation.edit_memory import Row, drawn_face, findings
+from evaluation.upscale_bars import sharpness
+from stages.networks.coogan import CooganNet
+
+
+def test_the_light_unit_meets_the_bars_at_every_width(tmp_path: Path) -> None:
+    assert transfer_unit.main(["--out", str(tmp_path)]) == 0
+    record = json.loads((tmp_path / "transfer_unit.json").read_text())
+    assert len(record["counts"]) == len(transfer_unit.WIDTHS)
+    for c in record["counts"]:
+        assert c["light_parameters"] <= 0.6 * c["stgan_parameters"] and c["light_macs"] <= 0.4 * c["stgan_macs"]
+
+
+def test_multiplications_are_those_of_the_formula() -> None:
+    layer = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert transfer_unit.multiply_adds(layer, lambda: layer(torch.zeros(1, 3, 8, 8))) == 8 * 8 * 5 * 27
+    up = torch.nn.ConvTranspose2d(3, 5, 4, 2, 1)
+    assert transfer_unit.multiply_adds(up, lambda: up(torch.zeros(1, 3, 8, 8))) == 8 * 8 * 3 * 5 * 16
+
+
+def test_an_editor_that_adds_nothing_reconstructs_perfectly() -> None:
+    network = CooganNet(["age"], width=8, local_width=8).eval()  # its last layers start at zero
+    face = np.random.default_rng(0).integers(0, 256, (768, 768, 3), dtype=np.uint8)
+    assert transfer_unit.reconstruction_db(network, [face]) > 90
+
+
+def test_memory_bars_are_judged() -> None:
+    rows = [Row(768, True, 100.0, 1.0), Row(4096, True, 120.0, 20.0), Row(4096, False, 2000.0, 30.0)]
+    assert [met for *_, met in findings(rows)] == [True, True, True]
+    worse = [Row(768, True, 100.0, 4.0), Row(4096, True, 126.0, 20.0), Row(4096, False, 1000.0, 30.0)]
+    assert [met for *_, met in findings(worse)] == [False, False, False]
+    assert findings([Row(768, True, None, None)]) == []
+    assert "| 4096 | 126 | 20.0 | 1.19 | 1000 | 30.0 |" in edit_memory.table(worse)
+
+
+def test_the_drawn_face_scales() -> None:
+    small, large = drawn_face(128), drawn_face(256)
+    assert small.shape == (128, 128, 3)
+    assert np.abs(large[::2, ::2].astype(int) - small).mean() < 6
+
+
+@pytest.mark.slow
+def test_an_edit_is_measured_in_a_process_of_its_own() -> None:
+    row = edit_memory.run_row(256, True, None, "fp32")
+    if row.mib is None:
+        pytest.skip("the face parser's weights are not here")
+    assert 1 < row.mib < 600 and row.seconds is not None and row.seconds > 0
+
+
+def test_a_flip_is_a_crossing_and_age_moves_ten_years() -> None:
+    before, after = np.array([0.2, 0.2, 0.9]), np.array([0.8, 0.4, 0.1])
+    assert flipped("smiling", before, after, np.array([1.0, 1.0, -1.0])).tolist() == [True, False, True]
+    years = flipped("age", np.array([30.0, 30.0, 60.0]), np.array([45.0, 35.0, 48.0]), np.array([1.0, 1.0, -1.0]))
+    assert years.tolist() == [True, False, True]
+
+
+def test_only_sure_answers_count_as_changed() -> None:
+    before = {"smiling": np.array([0.9, 0.9]), "hat": np.array([0.9, 0.55]), "eyeglasses": np.array([0.1, 0.1])}
+    after = {"smiling": np.array([0.1, 0.1]), "hat": np.array([0.2, 0.2]), "eyeglasses": np.array([0.1, 0.1])}
+    assert others_changed("smiling", before, after).tolist() == [0.5, 0.0]
+
+
+def test_a_seam_shows_and_smoothness_does_not() -> None:
+    smooth = np.tile(np.linspace(0, 1, 200)[None, :, None], (50, 1, 3))
+    assert abs(seam_excess(smooth, [60, 120])) < 0.01
+    broken = smooth.copy()
+    broken[:, 60:] += 0.05
+    assert seam_excess(broken, [60, 120]) > 1
+
+
+def test_blur_is_less_sharp() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    blurred = np.asarray(torch.nn.functional.avg_pool2d(torch.from_numpy(picture).permute(2, 0, 1).float(), 3, 1, 1))
+    assert sharpness(blurred.transpose(1, 2, 0)) < 0.5 * sharpness(picture)

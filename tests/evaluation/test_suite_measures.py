@@ -1,0 +1,192 @@
+"""The measures of the suite by hand and against scikit-learn; numbers and groups made of their columns."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, jaccard_score
+
+from evaluation.faces import EvaluationFace
+from evaluation.suite import measures
+from evaluation.suite.config import ParityOptions
+from evaluation.suite.measures import FAMILIES, Quantity, Sample
+from evaluation.suite.numbers import Measured, groups, numbers, parity
+from evaluation.suite.rows import Made, Views, degraded
+from evaluation.suite.run import pooled
+from stages.degradation import DegradationConfig
+from stages.degradation.occluders import MEAN_SHAPE
+from stages.networks.face_parser import PARSING_CLASSES
+
+
+def faces(count: int, labels: list[dict[str, object]] | None = None) -> list[EvaluationFace]:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 128, 128, 3), dtype=np.uint8)
+    given = labels or [{}] * count
+    return [
+        EvaluationFace(f"f{i}", f"f{i}", "s", images[i], np.asarray(MEAN_SHAPE, float), given[i]) for i in range(count)
+    ]
+
+
+def sample(count: int = 3, **made: np.ndarray) -> Sample:
+    views = degraded(faces(count), DegradationConfig.clean(), grey=False)
+    none = np.zeros(count, bool)
+    return Sample(views, Made(made.pop("images", views.truth), none, none, none, **made))  # type: ignore[arg-type]
+
+
+def test_the_truth_itself_is_perfect_and_agrees_with_its_thumbnail() -> None:
+    columns = measures.fidelity(sample()) | measures.consistency(sample())
+    assert (columns["psnr"] == 100).all() and np.allclose(columns["ssim"], 1)
+    assert np.isnan(columns["under_psnr"]).all()  # nothing is covered
+    assert (columns["lr_consistency_db"] > 50).all()  # a thumbnail is rounded to whole grey levels
+
+
+def test_consistency_looks_at_uncovered_pixels_alone_and_a_refused_face_has_none() -> None:
+    given = sample(2)
+    mask_lq = given.views.mask_lq.copy()
+    mask_lq[:, :8] = 1
+    spoilt = given.made.images.copy()
+    spoilt[:, :64] = 255 - spoilt[:, :64]  # only under the cover
+    views = Views(given.views.faces, given.views.lq, given.views.truth, given.views.mask, mask_lq)
+    none = np.zeros(2, bool)
+    made = Made(spoilt, np.array([False, True]), none, none)
+    value = measures.consistency(Sample(views, made))["lr_consistency_db"]
+    assert value[0] > 50 and np.isnan(value[1])
+
+
+def test_parsing_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    truth, found = (rng.choice([0, 1, 1, 2, 13], (4, 128, 128)).astype(np.uint8) for _ in range(2))
+    found = np.where(rng.random(found.shape) < 0.6, truth, found)
+    answers = iter([truth, found])
+    monkeypatch.setattr(measures, "parse", lambda images: next(answers))
+    columns = measures.parsing(sample(4))
+    table = {q.name: q for q in FAMILIES["parsing"].quantities}
+    made = numbers(Measured("Parsing", "s", "clean", list(table.values()), {"x": columns}, np.arange(4), {"x": ""}))
+    value = {f.metric: f.estimate.value for f in made}
+    flat = truth.ravel(), found.ravel()
+    assert value["mIoU"] == pytest.approx(jaccard_score(*flat, average="macro"))
+    scores = f1_score(*flat, average=None, labels=[0, 1, 2, 13])
+    for number, score in zip((0, 1, 2, 13), scores, strict=True):
+        assert value[f"F1 {PARSING_CLASSES[number].replace('_', ' ')}"] == pytest.approx(score)
+    assert value["pixel accuracy"] == pytest.approx((truth == found).mean())
+
+
+def test_landmark_auc_is_the_area_under_the_cumulative_curve(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(2)
+    moves = iter(rng.uniform(0, 12, 40))
+    monkeypatch.setattr(measures, "_predictor", lambda: lambda image, points: points + (next(moves), 0))
+    columns = measures.alignment(sample(40))
+    error, limit = columns["nme"] / 100, measures.NME_LIMIT
+    x = np.linspace(0, limit, 20001)
+    area = np.trapezoid(np.searchsorted(np.sort(error), x, side="right") / 40, x) / limit
+    assert columns["nme_auc"].mean() == pytest.approx(area, abs=1e-3)
+    assert columns["nme_failure"].mean() == (error > limit).mean() and 0 < columns["nme_failure"].mean() < 1
+
+
+def test_a_found_cover_is_scored_in_cells_and_bare_faces_apart() -> None:
+    given = sample(2)
+    mask_lq = np.zeros((2, 16, 16), np.float32)
+    mask_lq[0, :4] = 1
+    occlusion = np.zeros((2, 128, 128), np.uint8)
+    occlusion[0, :16] = 255  # two of the four rows
+    occlusion[1, :, :8] = 255  # one column of sixteen, on a bare face
+    views = Views(given.views.faces, given.views.lq, given.views.truth, given.views.mask, mask_lq)
+    none = np.zeros(2, bool)
+    columns = measures.cover(Sample(views, Made(given.made.images, none, none, none, occlusion=occlusion)))
+    np.testing.assert_allclose(columns["iou"], [0.5, np.nan])
+    np.testing.assert_allclose(columns["false_cover"], [np.nan, 100 / 16])
+
+
+def quantity(name: str, columns: dict[str, np.ndarray]) -> float:
+    found = FAMILIES["uncertainty"].quantities
+    made = numbers(Measured("U", "s", "c", found, {"x": columns}, np.arange(len(columns["rho"])), {"x": ""}))
+    return next(f.estimate.value for f in made if f.metric == name)
+
+
+def with_error(value: np.ndarray, error: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of pictures that differ from a mid-grey truth by `error` grey levels; maps (N, 128, 128)."""
+    given = sample(len(value))
+    truth = np.full_like(given.views.truth, 100)
+    views = Views(given.views.faces, given.views.lq, truth, given.views.mask, given.views.mask_lq)
+    none = np.zeros(len(value), bool)
+    images = (truth + error[..., None]).astype(np.uint8)
+    return measures.uncertainty(Sample(views, Made(images, none, none, none, uncertainty=value.astype(np.uint8))))
+
+
+def test_uncertainty_that_orders_by_error_avoids_all_avoidable_risk() -> None:
+    error = np.random.default_rng(3).integers(0, 100, (2, 128, 128))
+    assert quantity("share of the risk avoided", with_error(error * 2, error)) == pytest.approx(1, abs=1e-6)
+    assert quantity("rank correlation", with_error(error * 2, error)) == pytest.approx(1)
+    assert quantity("share of the risk avoided", with_error(200 - error * 2, error)) < -0.5
+    blind = np.random.default_rng(4).integers(0, 250, error.shape)
+    assert quantity("share of the risk avoided", with_error(blind, error)) == pytest.approx(0, abs=0.03)
+
+
+def test_a_calibrated_map_has_no_calibration_error() -> None:
+    error = np.random.default_rng(5).choice([5, 10, 20, 40], (2, 128, 128))
+    share = error / 255
+    right = 255 * share / (share + measures.HALF_INVENTED)
+    assert quantity("calibration error", with_error(np.round(right), error)) < 0.3
+    assert quantity("calibration error", with_error(np.round(right) * 0, error)) == pytest.approx(
+        error.mean(), rel=0.02
+    )
+
+
+def test_parts_whose_faces_were_all_refused_leave_gaps_and_sources_pool() -> None:
+    quantities = (Quantity("V", ("v",), "d"),)
+
+    def of(values: list[float], **more: list[float]) -> Measured:
+        columns = {"faces": np.ones(len(values)), "v": np.array(values)} | {k: np.array(v) for k, v in more.items()}
+        people = np.array([f"{values[0]} {i}" for i in range(len(values))])
+        return Measured("S", "s", "c", quantities, {"x": columns}, people, {"x": ""})
+
+    whole = pooled([of([1.0, 2.0], map=[5.0, 6.0]), of([6.0])])
+    np.testing.assert_array_equal(whole.rows["x"]["map"], [5, 6, np.nan])
+    (found,) = numbers(whole)
+    assert found.subset == "all sources" and found.estimate.value == 3 and found.estimate.n == 3
+
+
+def test_the_share_of_a_loss_that_comes_back() -> None:
+    rows = {name: {"v": np.full(4, value)} for name, value in (("original", 0.9), ("bicubic", 0.5), ("restored", 0.8))}
+    quantities = [Quantity("V", ("v",), "d", closed=True, ratio=True)]
+    found = numbers(Measured("S", "s", "c", quantities, rows, np.arange(4), dict.fromkeys(rows, "")))
+    value = {f.metric: f.estimate.value for f in found if f.row == "restored"}
+    assert value["V, share of loss closed"] == pytest.approx(0.75) and value["V over bicubic's"] == pytest.approx(1.6)
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+LABELS = [{"age": 5 + 10 * (i % 3), "gender": i % 2} for i in range(60)] + [{"age": 93}] * 2
+
+
+def test_every_face_is_in_a_group_and_none_is_hidden() -> None:
+    members = groups(faces(62, LABELS), ParityOptions())
+    assert set(members) == {"age", "gender"}
+    assert dict(zip(*np.unique(members["age"], return_counts=True), strict=True)) == {
+        "0-9": 20,
+        "10-19": 20,
+        "20-29": 20,
+        "70+": 2,
+    }
+    assert dict(zip(*np.unique(members["gender"], return_counts=True), strict=True)) == {
+        "male": 30,
+        "female": 30,
+        "not given": 2,
+    }
+
+
+def test_parity_gives_every_group_the_largest_gap_and_the_lowest_share() -> None:
+    members = groups(faces(62, LABELS), ParityOptions())
+    gain = np.select(
+        [members["age"] == "0-9", members["age"] == "10-19", members["age"] == "70+"], [1.0, 2.0, 99.0], 3.0
+    )
+    base = np.zeros(62)
+    rows = {"bicubic": {"v": base}, "restored": {"v": base + gain}}
+    given = Measured(
+        "S", "s", "clean", [Quantity("V", ("v",), "d", gain=True)], rows, np.arange(62), {"bicubic": "", "restored": ""}
+    )
+    found = {(f.metric, f.group): f.estimate for f in parity(given, members) if f.row == "restored"}
+    assert [found["V gain", f"age {g}"].value for g in ("0-9", "10-19", "20-29", "70+")] == [1, 2, 3, 99]
+    assert found["V gain", "age 70+"].n == 2  # shown, but it does not decide the gap
+    assert found["V gain", "age: largest gap"].value == pytest.approx(2)
+    assert found["V gain", "age: lowest over mean"].value == pytest.approx(0.5)
+    whole = {f.metric: f for f in numbers(given) if f.row == "restored"}
+    assert whole["V gain"].estimate.n == 62 and whole["V"].estimate.value == pytest.approx(gain.mean())
