@@ -7,15 +7,15 @@ import yaml
 from pydantic import BaseModel
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
-PATH_KEYS = {"data", "covered_data", "run", "pack", "covered_pack"}
+PATH_KEYS = {"start_run", "data", "covered_data", "run", "pack", "covered_pack", "restorer"}
 
 
-def _resolve(node: Any, base: Path, key: str = "") -> Any:
+def resolve_paths(node: Any, base: Path, key: str = "") -> Any:
     """Paths in a YAML are relative to that YAML."""
     if isinstance(node, dict):
-        return {k: _resolve(v, base, k) for k, v in node.items()}
+        return {k: resolve_paths(v, base, k) for k, v in node.items()}
     if isinstance(node, list):
-        return [_resolve(v, base, key) for v in node]
+        return [resolve_paths(v, base, key) for v in node]
     return str((base / node).resolve()) if key in PATH_KEYS and isinstance(node, str) else node
 
 
@@ -27,7 +27,7 @@ def load_training(model: type[ConfigT], path: Path, dry_run: bool = False) -> tu
     Raises:
         ValueError (pydantic.ValidationError): unknown keys or bad values; OSError: the file cannot be read.
     """
-    plain = _resolve(yaml.safe_load(path.read_text(encoding="utf-8")), path.resolve().parent)
+    plain = resolve_paths(yaml.safe_load(path.read_text(encoding="utf-8")), path.resolve().parent)
     if dry_run:
         plain["loop"] |= {"steps": 2, "batch_size": 2, "workers": 0, "warmup": 0}
     config = model.model_validate(plain)

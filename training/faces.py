@@ -58,6 +58,32 @@ class Pack:
         return Pack(images=np.load(folder / "images.npy", mmap_mode="r"), **{k: index[k] for k in index.files})
 
 
+def varied_face(
+    picture: np.ndarray, rng: np.random.Generator, blur_share: float, grey_share: float = 0.4
+) -> np.ndarray:
+    """The canonical frame of a packed face as a reader of faces may meet it: (3, 128, 128) float32 RGB in [0, 1].
+
+    A little mis-framed, mirrored in half the cases, in other light; grey in `grey_share` and at 20 to 95 px in
+    `blur_share` of them.
+    """
+    centre = ((PACK_SIZE - 1) / 2, (PACK_SIZE - 1) / 2)
+    matrix = cv2.getRotationMatrix2D(centre, float(rng.normal(0, 3)), float(np.exp(rng.normal(0, 0.03))))
+    matrix[:, 2] = matrix[:, 2] + rng.normal(0, 1.2, 2) - MARGIN
+    cut = cv2.warpAffine(picture, matrix, (128, 128), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    image: np.ndarray = cut.astype(np.float32) / 255
+    if rng.random() < 0.5:
+        image = image[:, ::-1]
+    image = image ** float(np.exp(rng.normal(0, 0.15))) * rng.uniform(0.85, 1.1)
+    if rng.random() < grey_share:
+        image = np.repeat(image @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=2)
+    if rng.random() < blur_share:
+        small = int(rng.integers(20, 96))
+        image = cv2.resize(
+            cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA), (128, 128), interpolation=cv2.INTER_CUBIC
+        )
+    return np.ascontiguousarray(np.clip(image, 0, 1).astype(np.float32).transpose(2, 0, 1))
+
+
 def _cut(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Cut one face; returns packed picture, landmarks and source corners, or None where nothing can be decoded."""
     try:

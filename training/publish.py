@@ -41,6 +41,12 @@ INPUTS: dict[str, dict[str, Any]] = {
     },
     "face_parser": {"size": [128, 128], "range": "RGB in [0, 1]", "alignment": "canonical 128 px frame"},
     "identity": {"size": [128, 128], "range": "RGB in [0, 1]", "alignment": "canonical 128 px frame"},
+    "classifier": {"size": [128, 128], "range": "RGB in [0, 1]", "alignment": "canonical 128 px frame"},
+    "upscale": {"size": [128, 128], "range": "RGB in [0, 1]", "alignment": "canonical frame; other sizes in tiles"},
+    "coogan": {"size": [768, 768], "range": "RGB in [0, 1]", "alignment": "one face, upright within 10 degrees"},
+} | {
+    rival: {"size": [16, 16], "range": "RGB in [0, 1]", "alignment": "as the restorer's"}
+    for rival in ("plain", "rcan", "swinir", "rrdb", "inpainter")
 }
 LIMITS = {
     "prouigan": "Detail is generated, not recorded; not for identification. Weak on profiles, on children under 3, "
@@ -48,14 +54,26 @@ LIMITS = {
     "face_parser": "Trained on about 900 posed celebrity faces; rare classes (hat, earring, necklace) are unreliable.",
     "identity": "A training loss, not a recogniser: distilled from dlib's descriptor, so dlib is no independent "
     "judge of it.",
-}
+    "upscale": "Detail is generated, not recorded; not for identification. Sharpens what its input shows, and draws no "
+    "new face: what is soft or wrong at 128 px stays so.",
+    "coogan": "An edited picture shows no event and no person that was. Taught by few faces with glasses or hats, "
+    "above 400 px by people who do not exist; profiles and children are rare among them.",
+    "classifier": "Reads how a face looks to the people who labelled the sets, not what is true of a person. Age is "
+    "out by years; expressions other than neutral and happy are rare in the data, hats rarer still.",
+} | dict.fromkeys(
+    ("plain", "rcan", "swinir", "rrdb", "inpainter"),
+    "A rival to measure the restorer against, trained on its samples; it finds no occluder and no landmark.",
+)
+
+
+OWN_PATHS = ("data", "covered_data", "pack", "covered_pack", "faces", "start_run")  # of this machine: not for a card
 
 
 def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: list[str] | None = None) -> Path:
     """Write the EMA weights of `run` as `name`; `earlier` lists the recipe's previous legs in plain words."""
     config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)  # noqa: TID251 tensors only
-    architecture = config["task"]
+    architecture = config.get("architecture", config["task"])
     build = NETWORKS[architecture]
     # The card holds every argument, so that a later change of a default cannot change what an old file means.
     defaults = {k: p.default for k, p in inspect.signature(build).parameters.items()}
@@ -70,7 +88,8 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    sources = config["data"] if isinstance(config["data"], list) else [config["data"]]
+    sources = config["data"] if "data" in config else [s["data"] for s in config["faces"]["sets"]]
+    sources = sources if isinstance(sources, list) else [sources]
     names = [Path(p).stem for p in [*sources, *config.get("covered_data", [])]]
     card = {
         "architecture": architecture,
@@ -81,7 +100,7 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
             "split": "training/validation_ids.txt held out by id, lfw by identity",
         },
         "recipe": {
-            "config": {k: v for k, v in config.items() if k not in ("data", "covered_data", "pack", "covered_pack")}
+            "config": {k: v for k, v in config.items() if k not in OWN_PATHS}
             | {"loop": {k: v for k, v in config["loop"].items() if k != "run"}},
             "commit": commit,
             "seed": config["loop"]["seed"],

@@ -7,7 +7,6 @@ loss; numbers of recognition that count come from an embedder that had no part i
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from stages.networks.identity import IdentityNet
 from training.config import load_training
-from training.faces import MARGIN, PACK_SIZE, build_pack
+from training.faces import MARGIN, build_pack, varied_face
 from training.loop import LoopConfig, Task, rng_of, train
 
 
@@ -47,34 +46,15 @@ class IdentityTask(Task):
         self.mean = self.pack.descriptor[self.train].mean(0)
         self.scale = float(self.pack.descriptor[self.train].std())
 
-    def _frame(self, index: int, matrix: np.ndarray | None = None) -> np.ndarray:
-        picture = self.pack.images[index]
-        if matrix is None:
-            return picture[MARGIN:-MARGIN, MARGIN:-MARGIN]
-        return cv2.warpAffine(picture, matrix, (128, 128), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    def _frame(self, index: int) -> np.ndarray:
+        return self.pack.images[index][MARGIN:-MARGIN, MARGIN:-MARGIN]
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
         rng = rng_of(self.config.loop.seed, index)
         face = int(rng.choice(self.train))
-        centre = ((PACK_SIZE - 1) / 2, (PACK_SIZE - 1) / 2)
-        matrix = cv2.getRotationMatrix2D(centre, float(rng.normal(0, 3)), float(np.exp(rng.normal(0, 0.03))))
-        matrix[:, 2] = matrix[:, 2] + rng.normal(0, 1.2, 2) - MARGIN
-        image: np.ndarray = self._frame(face, matrix).astype(np.float32) / 255
-        if rng.random() < 0.5:
-            image = image[:, ::-1]
-        image = image ** float(np.exp(rng.normal(0, 0.15))) * rng.uniform(0.85, 1.1)
-        if rng.random() < 0.4:
-            image = np.repeat(image @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=2)
-        if rng.random() < self.config.blur_share:
-            small = int(rng.integers(20, 96))
-            image = cv2.resize(
-                cv2.resize(image, (small, small), interpolation=cv2.INTER_AREA),
-                (128, 128),
-                interpolation=cv2.INTER_CUBIC,
-            )
+        image = varied_face(self.pack.images[face], rng, self.config.blur_share)
         target = (self.pack.descriptor[face] - self.mean) / self.scale
-        image = np.clip(image, 0, 1).astype(np.float32).transpose(2, 0, 1)
-        return {"image": np.ascontiguousarray(image), "target": target.astype(np.float32)}
+        return {"image": image, "target": target.astype(np.float32)}
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         found = self.network(batch["image"].contiguous(memory_format=torch.channels_last))

@@ -85,8 +85,8 @@ def frame_matrix(matrix: np.ndarray, mirrored: bool) -> np.ndarray:
     return full
 
 
-class ProUiganTask(Task):
-    """Samples, losses and figures of the restorer."""
+class FaceSamples(Task):
+    """The samples of the restorer, which its rivals are trained on too (training/train_rival.py)."""
 
     def __init__(self, config: ProUiganTraining) -> None:
         self.config = config
@@ -96,19 +96,7 @@ class ProUiganTask(Task):
             if config.covered_data and config.covered_pack
             else None
         )
-        network = ProUiganNet(**config.network)
-        if config.start:
-            network.load_state_dict(load_network(config.start, torch.device("cpu")).state_dict())
-        network.requires_grad_(True)
-        (network if config.phase == "detail" else network.detail).requires_grad_(False)
-        if config.phase == "detail":
-            network.detail.requires_grad_(True)
-        self.network: nn.Module = network
-        self.others = {} if config.phase == "trunk" else {"whole": FaceDiscriminator(), "part": FaceDiscriminator()}
-        self.identity = self._teacher(config.identity, IdentityNet)
-        parser = self._teacher(config.parser, FaceParser)
-        self.labels = parsing_labels(self.pack, config.pack, parser) if parser else None
-        self.parser = parser if config.perceptual else None
+        self.labels: np.ndarray | None = None  # parsing labels of the packed faces
         sets, counts = np.unique(self.pack.sets[~self.pack.validation], return_counts=True)
         self.members = [np.flatnonzero((self.pack.sets == s) & ~self.pack.validation) for s in sets]
         share = np.array(
@@ -118,20 +106,6 @@ class ProUiganTask(Task):
         self.covered_train = np.flatnonzero(~self.covered.validation) if self.covered else np.zeros(0, int)
         self._held: dict[str, Tensor] | None = None
         cv2.setNumThreads(1)
-
-    def _teacher(self, name: str | None, kind: type[TeacherT]) -> TeacherT | None:
-        """The frozen network of card `name`, on the device and in the precision of the run; None for no name."""
-        if name is None:
-            return None
-        loop = self.config.loop
-        network = load_network(
-            name, loop.resolved_device(), torch.bfloat16 if loop.precision == "bf16" else torch.float32
-        )
-        if not isinstance(network, kind):
-            raise TypeError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
-        return network
-
-    # ---- samples
 
     def _face(self, rng: np.random.Generator, index: int, degradation: DegradationConfig, vary: bool) -> dict[str, Any]:
         """Cut one packed face into the (mis-framed) frame and degrade it."""
@@ -290,13 +264,70 @@ class ProUiganTask(Task):
             "face": np.float32(made["face"]),
         }
 
-    # ---- losses
-
     def _weights(self, batch: dict[str, Tensor]) -> Tensor:
         """Pixel weights at 128: half outside the source picture, more under the occluder, none without truth."""
         cover = F.interpolate(batch["mask"] * batch["mask_known"], scale_factor=2.0, mode="nearest")
         weight = (0.5 + 0.5 * batch["inside"]) * (1 + self.config.hole * cover)
         return weight * batch["has_truth"].view(-1, 1, 1, 1)
+
+    def _held_out(self) -> dict[str, Tensor]:
+        """Fixed validation samples: per set clean and covered, then really covered faces; made once."""
+        if self._held is None:
+            rows: list[dict[str, np.ndarray]] = []
+            self._tags: list[str] = []
+            noisy = DegradationConfig(occluder_probability=1.0, misframing_probability=0.0, tone_probability=0.0)
+            for name in ("utkface", "celeba", "aaf", "celebamask", "lfw"):
+                chosen = np.flatnonzero((self.pack.sets == name) & self.pack.validation)[: self.config.validation_faces]
+                for mode, degradation in (("clean", DegradationConfig.clean()), ("covered", noisy)):
+                    for i in chosen:
+                        rows.append(
+                            self._arrays(self._face(rng_of(99, int(i)), int(i), degradation, vary=False), "face", False)
+                        )
+                        self._tags.append(f"{name}_{mode}")
+            if self.covered is not None:
+                for i in np.flatnonzero(self.covered.validation)[: self.config.validation_faces]:
+                    cut = np.ascontiguousarray(self.covered.images[i][MARGIN:-MARGIN, MARGIN:-MARGIN])
+                    lq = cv2.resize(cut, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+                    rows.append(
+                        rows[0] | {"lq": np.ascontiguousarray(lq.transpose(2, 0, 1)), "gt": cut.transpose(2, 0, 1)}
+                    )
+                    self._tags.append("masked")
+            self._held = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
+        return self._held
+
+
+class ProUiganTask(FaceSamples):
+    """Losses and figures of the restorer."""
+
+    def __init__(self, config: ProUiganTraining) -> None:
+        super().__init__(config)
+        network = ProUiganNet(**config.network)
+        if config.start:
+            network.load_state_dict(load_network(config.start, torch.device("cpu")).state_dict())
+        network.requires_grad_(True)
+        (network if config.phase == "detail" else network.detail).requires_grad_(False)
+        if config.phase == "detail":
+            network.detail.requires_grad_(True)
+        self.network: nn.Module = network
+        self.others = {} if config.phase == "trunk" else {"whole": FaceDiscriminator(), "part": FaceDiscriminator()}
+        self.identity = self._teacher(config.identity, IdentityNet)
+        parser = self._teacher(config.parser, FaceParser)
+        self.labels = parsing_labels(self.pack, config.pack, parser) if parser else None
+        self.parser = parser if config.perceptual else None
+
+    def _teacher(self, name: str | None, kind: type[TeacherT]) -> TeacherT | None:
+        """The frozen network of card `name`, on the device and in the precision of the run; None for no name."""
+        if name is None:
+            return None
+        loop = self.config.loop
+        network = load_network(
+            name, loop.resolved_device(), torch.bfloat16 if loop.precision == "bf16" else torch.float32
+        )
+        if not isinstance(network, kind):
+            raise TypeError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
+        return network
+
+    # ---- losses
 
     def _forward(self, batch: dict[str, Tensor], detail: bool) -> ProUiganOutput:
         known = batch["given"].view(-1, 1, 1, 1)
@@ -427,31 +458,6 @@ class ProUiganTask(Task):
         return total, {"critics": total.detach()}
 
     # ---- validation
-
-    def _held_out(self) -> dict[str, Tensor]:
-        """Fixed validation samples: per set clean and covered, then really covered faces; made once."""
-        if self._held is None:
-            rows: list[dict[str, np.ndarray]] = []
-            self._tags: list[str] = []
-            noisy = DegradationConfig(occluder_probability=1.0, misframing_probability=0.0, tone_probability=0.0)
-            for name in ("utkface", "celeba", "aaf", "celebamask", "lfw"):
-                chosen = np.flatnonzero((self.pack.sets == name) & self.pack.validation)[: self.config.validation_faces]
-                for mode, degradation in (("clean", DegradationConfig.clean()), ("covered", noisy)):
-                    for i in chosen:
-                        rows.append(
-                            self._arrays(self._face(rng_of(99, int(i)), int(i), degradation, vary=False), "face", False)
-                        )
-                        self._tags.append(f"{name}_{mode}")
-            if self.covered is not None:
-                for i in np.flatnonzero(self.covered.validation)[: self.config.validation_faces]:
-                    cut = np.ascontiguousarray(self.covered.images[i][MARGIN:-MARGIN, MARGIN:-MARGIN])
-                    lq = cv2.resize(cut, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
-                    rows.append(
-                        rows[0] | {"lq": np.ascontiguousarray(lq.transpose(2, 0, 1)), "gt": cut.transpose(2, 0, 1)}
-                    )
-                    self._tags.append("masked")
-            self._held = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
-        return self._held
 
     @torch.inference_mode()
     def _restore(self, network: nn.Module, lq: Tensor) -> dict[str, Tensor]:

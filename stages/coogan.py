@@ -1,0 +1,304 @@
+"""Stage `coogan`: change attributes of a face of any size in the memory of a small one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pydantic import Field, field_validator
+from torch import Tensor
+
+from landmarks.alignment import to_canonical
+from stages.attributes import HAIR_COLOURS, REGIONS, check_attributes
+from stages.base import Precision, Stage, StageConfig
+from stages.batch import FaceBatch
+from stages.consistency import averaging_matrix, consistency_db
+from stages.face_frame import FaceFrame, find_frame, look
+from stages.networks.coogan import PATCH_ALIGN, CooganNet, GlobalEdit, sample_place
+from stages.networks.face_parser import PARSING_CLASSES, FaceParser
+from stages.prouigan import HALF_INVENTED, luma, visible_share
+from stages.tiling import Axis
+from stages.weights import load_network
+
+MIN_SIDE_PX = 64
+BAND_ROWS = 64  # rows that are averaged, and given out, at a time
+THUMB_PX = 320  # longer side of the reduced picture in which the face is looked for
+MIN_FACE_SCORE = 0.25  # below it nothing is edited: half of what the verdict asks for
+REACH_PX, FADE_PX = 5, 9  # of the 128 px frame: how far an edit reaches beyond its parts, and over what width it fades
+
+
+class CooganConfig(StageConfig):
+    """Options of `coogan`."""
+
+    # Wanted changes by name: 0 leaves as is, +1 clearly there (older, more masculine), -1 clearly away.
+    attributes: dict[str, float]
+    weights: str = "coogan_768"  # name of a card in weights/
+    parser: str = "face_parser"  # card of the network that says where the parts of the face are
+    patch: int = Field(default=512, ge=64, le=8192, multiple_of=PATCH_ALIGN)  # px; bounds the memory
+    overlap: int = Field(default=64, ge=16, le=512)  # px, shared by neighbouring patches
+
+    @field_validator("attributes")
+    @classmethod
+    def _known(cls, value: dict[str, float]) -> dict[str, float]:
+        check_attributes(value)
+        return value
+
+    @field_validator("overlap")
+    @classmethod
+    def _fits(cls, value: int, info: Any) -> int:
+        if (patch := info.data.get("patch")) is not None and value * 3 > patch:
+            raise ValueError(f"expected at most a third of patch = {patch}")
+        return value
+
+
+class RowSource(Protocol):
+    """A picture that is read in bands of rows.
+
+    Attributes: height, width, px.
+    """
+
+    height: int
+    width: int
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """(3, bottom - top, width) RGB, uint8 or float in [0, 1]."""
+
+
+class TensorRows:
+    """A picture (3, H, W) in memory as `RowSource`."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.image, (_, self.height, self.width) = image, image.shape
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        return self.image[:, top:bottom]
+
+
+def unit(pixels: Tensor) -> Tensor:
+    """Pixels of a `RowSource` as float32 in [0, 1]."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """What is decided on the reduced picture, before the first full-size pixel is changed.
+
+    Attributes:
+        frame: where the face lies. matrix: (2, 3) float32, full-size pixel -> pixel of the 128 px frame.
+        edit: the global path's answer. wanted: (1, A) differences asked of the network.
+        region: (1, 1, 128, 128) in [0, 1], where the edit may act. source: predicted attributes by name.
+    """
+
+    frame: FaceFrame
+    matrix: Tensor
+    edit: GlobalEdit
+    wanted: Tensor
+    region: Tensor
+    source: dict[str, float]
+
+
+class CooganEditor:
+    """Edits pictures of any size, patch by patch; never holds more of one than a band of rows."""
+
+    def __init__(
+        self, network: CooganNet, parser: FaceParser, attributes: dict[str, float], patch: int, overlap: int
+    ) -> None:
+        """Raises `ValueError` for an attribute that the network has not learned."""
+        check_attributes(attributes, network.attributes)
+        self.network, self.parser, self.attributes = network, parser, attributes
+        self.patch, self.overlap = patch, overlap
+        self.device = next(network.parameters()).device
+
+    # ---- global path
+
+    @torch.inference_mode()
+    def plan(self, source: RowSource, landmarks: np.ndarray | None = None) -> EditPlan:
+        """Find the face and edit it as a whole. `landmarks` (68, 2): pixels of the picture, where known."""
+        thumb, scale = self._reduced(source)
+        if landmarks is None:
+            frame = find_frame(thumb, self.parser)
+        else:
+            small = (landmarks + 0.5) * scale - 0.5
+            frame = look(thumb, to_canonical(small), self.parser)
+        face = frame.face.to(self.device).contiguous(memory_format=torch.channels_last)
+        found = self.network.source(face)[0]
+        wanted = wanted_change(self.attributes, found, self.network.attributes)[None]
+        edit = self.network.edit_whole(face, wanted)
+        matrix = frame.matrix.copy()  # of the reduced picture; to full size, pixel edges stay in place
+        matrix[:, 2] += matrix[:, :2] @ (0.5 * scale - 0.5)
+        matrix[:, :2] *= scale
+        names = self.network.attributes
+        return EditPlan(
+            frame=frame,
+            matrix=torch.from_numpy(matrix).float(),
+            edit=edit,
+            wanted=wanted,
+            region=edit_region(frame.parsing.to(self.device), self.attributes),
+            source={n: round(float(v), 3) for n, v in zip(names, found, strict=True)},
+        )
+
+    def _reduced(self, source: RowSource) -> tuple[np.ndarray, np.ndarray]:
+        """The picture area-averaged to at most `THUMB_PX`, (h, w, 3) float32, and its scale (x, y)."""
+        longest = max(source.height, source.width)
+        share = min(1.0, THUMB_PX / longest)
+        height, width = (max(1, round(n * share)) for n in (source.height, source.width))
+        down, across = averaging_matrix(source.height, height), averaging_matrix(source.width, width)
+        thumb = torch.zeros(3, height, width)
+        for top in range(0, source.height, BAND_ROWS):
+            bottom = min(source.height, top + BAND_ROWS)
+            thumb += down[:, top:bottom] @ (unit(source.rows(top, bottom)).cpu() @ across.T)
+        scale = np.array([width / source.width, height / source.height])
+        return np.ascontiguousarray(thumb.permute(1, 2, 0).numpy()), scale
+
+    # ---- local path
+
+    @torch.inference_mode()
+    def run(self, source: RowSource, plan: EditPlan) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Edit patch by patch; yields first row, edited rows (3, n, W) in [0, 1], and how invented they are (1, n, W).
+
+        Rows come from top to bottom and make up the whole picture.
+        """
+        rows, columns = (self._axis(n) for n in (source.height, source.width))
+        carried: Tensor | None = None
+        for y, top in enumerate(rows.starts):
+            band = source.rows(top, top + rows.size)
+            change = torch.zeros(3, rows.size, source.width, dtype=torch.float16)  # fine enough for differences
+            down = rows.weights(y)[:, None]
+            for x, left in enumerate(columns.starts):
+                part = self._change(band[:, :, left : left + columns.size], plan, left, top)
+                if part is not None:
+                    change[:, :, left : left + columns.size] += (part * (down * columns.weights(x))).half()
+            if carried is not None:
+                change[:, : carried.shape[1]] += carried
+            settled = rows.settled(y) - top
+            for first in range(0, settled, BAND_ROWS):
+                added = change[:, first : min(settled, first + BAND_ROWS)].float()
+                before = unit(band[:, first : first + added.shape[1]]).cpu()
+                amount = added.abs().mean(0, keepdim=True)
+                yield top + first, added.add_(before).clamp_(0, 1), amount / (amount + HALF_INVENTED)
+            carried = change[:, settled:].clone()
+
+    def _axis(self, length: int) -> Axis:
+        return Axis(length, self.patch, self.overlap, min(8, self.overlap // 4))
+
+    def _change(self, patch: Tensor, plan: EditPlan, left: int, top: int) -> Tensor | None:
+        """(3, h, w) what the edit adds to a patch at (left, top); None where the edit does not reach."""
+        height, width = patch.shape[-2:]
+        place = plan.matrix[None].clone().to(self.device)
+        place[:, :, 2] += place[:, :, :2] @ torch.tensor([left, top], dtype=torch.float32, device=self.device)
+        region = sample_place(plan.region, place, (height, width))
+        if not bool(region.any()):
+            return None
+        room = (0, -width % PATCH_ALIGN, 0, -height % PATCH_ALIGN)
+        padded = F.pad(unit(patch)[None].to(self.device), room, mode="replicate")
+        change, _ = self.network.edit_patch(padded, plan.edit, place, plan.wanted)
+        return (change[0, :, :height, :width] * region[0]).cpu()
+
+
+def wanted_change(attributes: dict[str, float], source: Tensor, names: tuple[str, ...]) -> Tensor:
+    """(A,) differences to ask of the network: from the face as it is towards each target, scaled by its strength.
+
+    At strength 1 an attribute goes from where it is to clearly there; what is there already is left alone. A rising
+    hair colour takes the others away.
+    """
+    wanted = torch.zeros_like(source)
+    for name, strength in attributes.items():
+        goal = 1.0 if strength > 0 else -1.0
+        wanted[names.index(name)] = abs(strength) * (goal - source[names.index(name)])
+    rising = max((s for a, s in attributes.items() if a in HAIR_COLOURS), default=0.0)
+    for name in HAIR_COLOURS:
+        if rising > 0 and name in names and name not in attributes:
+            wanted[names.index(name)] = rising * (-1.0 - source[names.index(name)])
+    return wanted
+
+
+def edit_region(parsing: Tensor, attributes: dict[str, float]) -> Tensor:
+    """(B, 1, 128, 128) in [0, 1]: where the edits may act, 0 beyond; from (B, 19, 128, 128) class probabilities.
+
+    Parts of all edits together, widened by `REACH_PX` and faded over `FADE_PX`.
+    """
+    parts = sorted({p for name, strength in attributes.items() if strength for p in REGIONS[name]})
+    if not parts:
+        return torch.zeros_like(parsing[:, :1])
+    mass = parsing[:, [PARSING_CLASSES.index(p) for p in parts]].sum(1, keepdim=True)
+    wide = F.max_pool2d((mass > 0.5).float(), 2 * REACH_PX + 1, 1, REACH_PX)
+    pad = FADE_PX // 2
+    return F.avg_pool2d(F.pad(wide, (pad,) * 4, mode="replicate"), FADE_PX, 1)
+
+
+class Coogan(Stage[CooganConfig]):
+    """Changes attributes of a face: several at once, by continuous strength, only where the edit belongs.
+
+    Reads and writes `image`: (B, 3, H, W) RGB in [0, 1], one face, tightly, canonically or FFHQ framed, any size.
+    Where an earlier stage wrote `landmarks`, the face is where they say; else it is found, and `face_score` tells
+    whether there is one. Writes `uncertainty`: changed pixels are invented. Where `lr_consistency_db` was written, it
+    is measured anew: an edited face need not agree with the evidence.
+    Method: Chen et al., CooGAN, ECCV 2020; see `stages.networks.coogan` for what differs.
+    """
+
+    Config = CooganConfig
+    reads: ClassVar[frozenset[str]] = frozenset({"image"})
+    writes: ClassVar[frozenset[str]] = frozenset({"image", "uncertainty", "face_score", "lr_consistency_db", "notes"})
+    one_by_one: ClassVar[bool] = True
+    training: ClassVar[str] = "configs/train/coogan.yaml"
+
+    def __init__(self, config: CooganConfig, device: torch.device, precision: Precision) -> None:
+        super().__init__(config, device, precision)
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        network, parser = load_network(config.weights, device, dtype), load_network(config.parser, device, dtype)
+        if not isinstance(network, CooganNet):
+            raise TypeError(f"coogan: {config.weights} holds a {type(network).__name__}, not an editor")
+        if not isinstance(parser, FaceParser):
+            raise TypeError(f"coogan: {config.parser} holds a {type(parser).__name__}, not a face parser")
+        self.editor = CooganEditor(network, parser, config.attributes, config.patch, config.overlap)
+
+    @classmethod
+    def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
+        assert isinstance(config, CooganConfig)
+        return config.weights, config.parser
+
+    @torch.inference_mode()
+    def __call__(self, batch: FaceBatch) -> FaceBatch:
+        height, width = batch.image.shape[-2:]
+        if min(height, width) < MIN_SIDE_PX:
+            raise ValueError(
+                f"coogan: {width}x{height} px: expected {MIN_SIDE_PX} px or more a side; "
+                'put stages "prouigan" and "upscale" before it'
+            )
+        images, invented, scores, notes = [], [], [], []
+        for i, image in enumerate(batch.image):
+            source = TensorRows(image)
+            points = None if batch.landmarks is None else batch.landmarks[i].cpu().double().numpy()
+            plan = self.editor.plan(source, points)
+            scores.append(plan.frame.score)
+            notes.append(batch.notes[i] | {"edit": self.note(plan)})
+            if plan.frame.score < MIN_FACE_SCORE:
+                images.append(image.float())
+                invented.append(torch.zeros_like(image[:1]))
+                continue
+            parts = list(self.editor.run(source, plan))
+            images.append(torch.cat([rows for _, rows, _ in parts], 1).to(image.device))
+            invented.append(torch.cat([share for _, _, share in parts], 1).to(image.device))
+        image, added = torch.stack(images), torch.stack(invented)
+        image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
+        score = torch.tensor(scores, device=image.device)
+        changes: dict[str, Any] = {
+            "image": image,
+            "uncertainty": added if batch.uncertainty is None else torch.maximum(batch.uncertainty, added),
+            "face_score": score if batch.face_score is None else torch.minimum(batch.face_score, score),
+            "notes": tuple(notes),
+        }
+        if batch.lr_consistency_db is not None:
+            size = batch.observed.shape[-1]
+            seen = torch.ones_like(batch.observed[:, :1]) if batch.occlusion is None else visible_share(
+                batch.occlusion, size
+            )  # fmt: skip
+            changes["lr_consistency_db"] = consistency_db((image * 255).round() / 255, batch.observed.float(), seen)
+        return batch.replace(**changes)
+
+    def note(self, plan: EditPlan) -> dict[str, Any]:
+        """What the journal keeps of an edit: what was asked for, and how the face was read before it."""
+        asked = {n: float(s) for n, s in self.config.attributes.items()}
+        return {"attributes": asked, "before": {n: plan.source[n] for n in asked}}

@@ -1,0 +1,78 @@
+"""Packs of high-resolution faces: nothing is enlarged, what is packed comes back, labels come along."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("pyarrow")
+from stages.attributes import ATTRIBUTES
+from training import hr_faces
+from training.attribute_labels import FURTHER, label_of_answer, labels_of_row
+from training.hr_faces import PackConfig, build_hr_pack, open_hr_pack, side_for
+
+spec = importlib.util.spec_from_file_location("hr_data", Path(__file__).with_name("hr_data.py"))
+assert spec is not None and spec.loader is not None
+hr_data = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(hr_data)
+
+
+def config(folder: Path, **changes: object) -> PackConfig:
+    sets = [{"data": folder / "omi.parquet", "side": 480}]
+    return PackConfig.model_validate({"pack": folder / "pack", "sets": sets, "quality": 95} | changes)
+
+
+@pytest.mark.parametrize(("native", "largest", "side"), [(400, 768, 384), (800, 768, 768), (120, 768, 96), (40, 96, 0)])
+def test_no_face_is_enlarged(native: int, largest: int, side: int) -> None:
+    assert side_for(np.array([[128 / native, 0, 5.0], [0, 128 / native, 5.0]]), largest) == side
+
+
+def test_what_is_packed_comes_back(tmp_path: Path) -> None:
+    hr_data.write_omi(tmp_path / "omi.parquet", 5)
+    pack = open_hr_pack(build_hr_pack(config(tmp_path, margin=0.1)))
+    assert len(pack) == 5 and set(pack.sides) == {240}  # the source resolves 256: the step below it
+    assert pack.picture(2).shape == (288, 288, 3) and pack.frame(2).shape == (240, 240, 3)
+    assert np.ptp(pack.picture(3)) > 60 and not np.array_equal(pack.picture(1), pack.picture(2))
+    again = open_hr_pack(tmp_path / "pack")
+    assert np.array_equal(again.picture(4), pack.picture(4)) and list(again.ids) == [f"omi{i}" for i in range(5)]
+    assert np.isfinite(pack.labels[:, ATTRIBUTES.index("age")]).all()
+    assert np.isnan(pack.labels[:, ATTRIBUTES.index("beard")]).all()
+
+
+def test_count_limits_the_training_faces(tmp_path: Path) -> None:
+    hr_data.write_omi(tmp_path / "omi.parquet", 9)
+    sets = [{"data": tmp_path / "omi.parquet", "side": 240, "count": 4}]
+    assert len(open_hr_pack(build_hr_pack(config(tmp_path, sets=sets)))) == 4
+
+
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"omi\.parquet does not exist"):
+        build_hr_pack(config(tmp_path))
+
+
+def test_a_pack_for_other_attributes_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hr_data.write_omi(tmp_path / "omi.parquet", 1)
+    build_hr_pack(config(tmp_path))
+    monkeypatch.setattr(hr_faces, "ATTRIBUTES", ATTRIBUTES[:3])
+    with pytest.raises(ValueError, match="make it anew"):
+        open_hr_pack(tmp_path / "pack")
+
+
+def test_labels_of_pairs_are_their_levels() -> None:
+    row = {"id": "7_age_2", "person": "7", "trait": "age", "level": 2}
+    labels = labels_of_row(row, "omi_pairs")
+    assert labels[ATTRIBUTES.index("age")] == 1 and np.isnan(labels[ATTRIBUTES.index("masculine")])
+
+
+def test_years_and_flags_become_labels() -> None:
+    labels = labels_of_row({"id": "a", "age": 12, "gender": 0}, "utkface")
+    assert labels[ATTRIBUTES.index("age")] == -1 and labels[ATTRIBUTES.index("masculine")] == 1
+    assert label_of_answer("age", torch.tensor([37.0, 99.0])).tolist() == [0, 1]
+    assert label_of_answer("smiling", torch.tensor([0.0, 30.0])).tolist() == pytest.approx([0, 1])
+
+
+def test_no_label_is_about_ethnicity() -> None:
+    named = {a for rules in FURTHER.values() for a in rules} | set(ATTRIBUTES)
+    assert not any(word in name for name in named for word in ("skin", "ethnic", "race"))
