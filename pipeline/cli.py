@@ -25,16 +25,27 @@ def _count(text: str) -> int:
     return value
 
 
-def _add_run_options(parser: argparse.ArgumentParser, config: str) -> None:
+def _attribute(text: str) -> tuple[str, float]:
+    name, sign, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        expected = "expected NAME=STRENGTH, for instance smiling=+1.0" if not sign else "the strength is no number"
+        raise argparse.ArgumentTypeError(f"{text}: {expected}") from None
+
+
+def _add_run_options(parser: argparse.ArgumentParser, config: str | None) -> None:
     """Options shared by the commands that run a chain over inputs."""
     add = parser.add_argument
     add("-i", "--input", nargs="+", required=True, metavar="INPUT", action="extend",
-        help="file, folder (recursive), glob, or .txt list of paths")  # fmt: skip
-    add("-o", "--output", required=True, type=Path, metavar="OUT", help="output folder")
-    add("-c", "--config", default=config, metavar="YAML", help="chain (default: %(default)s)")
+        help="file, folder (recursive), glob, .txt list of paths, or a URL in an object store")  # fmt: skip
+    add("-o", "--output", required=True, metavar="OUT", help="output folder, or its URL in an object store")
+    add("-c", "--config", default=config, metavar="YAML",
+        help="chain (default: %(default)s)" if config else "chain with the editor (default: it alone)")  # fmt: skip
     add("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE",
         help="change a value of the chain, e.g. stages.0.fidelity=0.2; repeatable")  # fmt: skip
-    add("--engine", choices=("local", "ray"), default="local", help="where to run (default: %(default)s)")
+    add("--engine", choices=("local", "ray"), default="local",
+        help="local: this machine; ray: many, needs the extra cluster (default: %(default)s)")  # fmt: skip
     add(
         "--workers",
         type=_count,
@@ -74,19 +85,20 @@ def _add_run_options(parser: argparse.ArgumentParser, config: str) -> None:
 
 
 def _run(arguments: argparse.Namespace, folder: str) -> int:
-    if arguments.engine == "ray":
-        print("--engine ray: the ray extra is not part of this version; use --engine local", file=sys.stderr)
-        return 2
     from pipeline.engine import Request, run
+    from pipeline.storage import is_url
 
     request = Request(
         inputs=tuple(arguments.input),
-        output=arguments.output,
+        output=Path(arguments.output),
+        remote=arguments.output if is_url(arguments.output) else None,
+        engine=arguments.engine,
         config=arguments.config,
         folder=folder,
         fidelity=getattr(arguments, "fidelity", None),
         overrides=tuple(arguments.overrides),
         mask=getattr(arguments, "mask", None),
+        boxes=getattr(arguments, "boxes", None),
         save_priors=getattr(arguments, "save_priors", False),
         workers=arguments.workers,
         device=arguments.device,
@@ -108,6 +120,13 @@ def _degrade(arguments: argparse.Namespace) -> int:
     return _run(arguments, "degraded")
 
 
+def _edit(arguments: argparse.Namespace) -> int:
+    from pipeline.editing import edit_chain
+
+    arguments.config = edit_chain(arguments.editor, dict(arguments.attributes), arguments.config)
+    return _run(arguments, "restored")
+
+
 def _train(arguments: argparse.Namespace) -> int:
     from pipeline.config import ConfigError, find_config, parse_yaml
 
@@ -126,6 +145,18 @@ def _train(arguments: argparse.Namespace) -> int:
     module = importlib.import_module(f"training.train_{task}")
     module.main(path, resume=arguments.resume, dry_run=arguments.dry_run)
     return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    try:
+        from evaluation.suite.run import main as evaluate
+    except ImportError as error:
+        print(f"revisage evaluate: {error}; install the extra: pip install 'revisage[evaluate]'", file=sys.stderr)
+        return 2
+    return evaluate(
+        arguments.config, arguments.output, overrides=arguments.overrides, device=arguments.device,
+        precision=arguments.precision, resume=arguments.resume, dry_run=arguments.dry_run,
+    )  # fmt: skip
 
 
 def _models(arguments: argparse.Namespace) -> int:
@@ -174,6 +205,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="occluder mask, white = covered: a file for all, or a folder mirroring the inputs",
     )
     restore.add_argument(
+        "--boxes",
+        type=Path,
+        metavar="FILE",
+        help="CSV or JSON with image, x, y, w, h of the faces, for a chain whose detect has the backend boxes",
+    )
+    restore.add_argument(
         "--save-priors", action="store_true", help="also write landmarks, heatmaps, parsing and mask (NPZ)"
     )
 
@@ -181,10 +218,35 @@ def build_parser() -> argparse.ArgumentParser:
         command("degrade", _degrade, "make CCTV thumbnails of good face crops, seeded"), "configs/degrade/cctv.yaml"
     )
 
+    edit = command("edit", _edit, "change attributes of faces, of any size")
+    _add_run_options(edit, None)
+    edit.add_argument(
+        "--editor",
+        choices=("coogan", "l2mgan", "maskfacegan"),
+        default="coogan",
+        help="which method (default: %(default)s)",
+    )
+    edit.add_argument(
+        "--set-attribute", action="append", default=[], dest="attributes", type=_attribute, metavar="NAME=STRENGTH",
+        help="0 leaves as is, +1 clearly there (older, more masculine), -1 clearly away, up to 2; repeatable",
+    )  # fmt: skip
+
     train = command("train", _train, "train a network")
     train.add_argument("-c", "--config", required=True, metavar="YAML", help="training configuration")
     train.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     train.add_argument("--dry-run", action="store_true", help="two steps on the CPU, to see that all is there")
+
+    evaluate = command("evaluate", _evaluate, "measure whether restored faces help")
+    add = evaluate.add_argument
+    add("-c", "--config", nargs="+", required=True, metavar="YAML", help="e.g. configs/evaluate/public.yaml")
+    add("-o", "--output", required=True, type=Path, metavar="OUT", help="output folder; OUT/NAME for each evaluation")
+    add("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE",
+        help="change a value of the YAML, e.g. limit=60; repeatable")  # fmt: skip
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: %(default)s)")
+    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="(default: %(default)s)")
+    add("--resume", action=argparse.BooleanOptionalAction, default=True,
+        help="take what an earlier run computed from OUT/_cache (default: on)")  # fmt: skip
+    add("--dry-run", action="store_true", help="check the YAML, weights and files, print the rows, measure nothing")
 
     models = command("models", _models, "the shipped weights")
     models.add_argument("action", choices=("list", "verify", "licences"))
@@ -223,7 +285,7 @@ def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that is meant for the user; None for a fault of ours, which keeps its trace."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         return 2
-    if type(error).__module__.partition(".")[0] not in ("pipeline", "stages", "pydantic_core"):
+    if type(error).__module__.partition(".")[0] not in ("pipeline", "stages", "evaluation", "pydantic_core"):
         return None
     return int(getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1))
 

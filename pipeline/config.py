@@ -7,18 +7,20 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stages import STAGES
-from stages.base import StageConfig
+from stages.base import Closing, Opening, StageConfig
 from stages.weights import WeightsError, read_card, read_checked
 
 GIVEN_FIELDS = frozenset(
     {"image", "observed", "sources", "seeds", "grey", "given_mask"}
 )  # there before the first stage
+Profile = Literal["forensic", "generative"]
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -39,6 +41,56 @@ class VerdictConfig(StageConfig):
     max_occluded_fraction: float = Field(default=0.6, ge=0, le=1)  # share of the face; above it: `review`
     min_face_score: float = Field(default=0.5, ge=0, le=1)  # below it: `no_face`, nothing is written
     min_consistency_db: float = Field(default=20.0, ge=0, le=100)  # output against input; below it: `review`
+    min_side_px: int = Field(default=12, ge=1)  # shorter side of the face crop; below it: `review`, too small
+    min_brightness: float = Field(default=0.1, ge=0, le=1)  # of all but the input's lightest tenth; below it: `review`
+    max_uncertainty: float = Field(default=1.0, ge=0, le=1)  # mean over the picture; above it: `review`
+
+
+class MarkingConfig(StageConfig):
+    """How generated pictures are marked for those who see them; what is in the files themselves is always there."""
+
+    # report: a strip with the standing words under every generated picture of the report; copies: moreover a copy with
+    # the strip burnt in below the picture, in _run/marked/, to hand out; none: neither
+    strip: Literal["report", "copies", "none"] = "report"
+
+
+class SigningConfig(StageConfig):
+    """C2PA manifests in the outputs, signed with the user's own certificate; needs the extra `c2pa`."""
+
+    certificate: str  # PEM file: the signer's certificate first, then those that vouch for it; relative to the YAML
+    key: str  # PEM file of its private key, not encrypted; relative to the YAML
+    algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] = "es256"
+    timestamp_url: str | None = None  # of a time-stamping service; None: nothing leaves this machine
+
+
+class ClusterConfig(StageConfig):
+    """The pool of workers of `--engine ray`. It changes no result, and is no part of the chain's hash."""
+
+    min_actors: int = Field(default=1, ge=1)  # workers kept even when there is little to do
+    max_actors: int | None = Field(default=None, ge=1)  # the pool grows up to this; None: as far as cpus and gpus go
+    cpus_per_actor: float = Field(default=1, gt=0)
+    gpus_per_actor: float = Field(default=0, ge=0)  # a share such as 0.25 puts four workers on one GPU
+    rows_per_task: int = Field(default=64, ge=1)  # inputs a worker is given at a time, and loses when it dies
+    address: str | None = None  # of a running cluster, as Ray writes it; None: the one around, else this machine alone
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "ClusterConfig":
+        if self.max_actors is not None and self.max_actors < self.min_actors:
+            raise ValueError(f"max_actors ({self.max_actors}) is under min_actors ({self.min_actors})")
+        return self
+
+
+class VideoConfig(StageConfig):
+    """How videos are read and their faces followed; for chains that begin with `detect`."""
+
+    # `auto`: frames that the file calls interlaced; `always`: for recorders that do not say so
+    deinterlace: Literal["auto", "always", "never"] = "auto"
+    every: int = Field(default=1, ge=1)  # look at each n-th frame; what lies between is decoded and passed over
+    max_frames: int = Field(default=1_000_000, ge=1)  # what comes after is not read, and noted
+    min_iou: float = Field(default=0.3, gt=0, le=1)  # overlap of a face with where its track expects it
+    min_similarity: float = Field(default=0.2, ge=-1, le=1)  # correlation with the track's last thumbnail
+    max_gap_s: float = Field(default=0.6, ge=0)  # a face not seen for longer begins a new track
+    min_seen: int = Field(default=2, ge=1)  # frames a track must be seen in; false findings seldom stay
 
 
 class _Document(BaseModel):
@@ -51,6 +103,11 @@ class _Document(BaseModel):
     seed: int = Field(default=0, ge=0)
     stages: list[dict[str, Any]] = Field(min_length=1)
     verdict: VerdictConfig = VerdictConfig()
+    video: VideoConfig = VideoConfig()
+    profile: Profile | None = None
+    marking: MarkingConfig = MarkingConfig()
+    signing: SigningConfig | None = None
+    cluster: ClusterConfig = ClusterConfig()
 
 
 @dataclass(frozen=True)
@@ -71,6 +128,9 @@ class ChainConfig:
         stages: the steps in order.
         verdict: thresholds of the verdict.
         origin: the file it came from, for messages.
+        video: how videos are read.
+        profile: `forensic` where the chain says so and holds to it; `generative` where a stage is learned.
+        marking, signing, cluster: what else the document asks for; they change no pixel.
     """
 
     name: str
@@ -78,12 +138,27 @@ class ChainConfig:
     stages: tuple[StageEntry, ...]
     verdict: VerdictConfig
     origin: str
+    video: VideoConfig = VideoConfig()
+    profile: Profile | None = None
+    marking: MarkingConfig = MarkingConfig()
+    signing: SigningConfig | None = None
+    cluster: ClusterConfig = ClusterConfig()
+
+    @property
+    def takes_frames(self) -> bool:
+        """Whether its inputs are whole frames and videos, and not face crops."""
+        return issubclass(STAGES[self.stages[0].name], Opening)
 
     def resolved(self) -> dict[str, Any]:
-        """Everything, defaults included, as plain values: what is recorded, and loads again to the same chain."""
+        """Everything that decides an output, defaults included, as plain values: what is recorded, and loads again to
+        the same chain."""
         stages = [{"stage": s.name, **s.config.model_dump(mode="json")} for s in self.stages]
         verdict = self.verdict.model_dump(mode="json")
-        return {"version": 1, "name": self.name, "seed": self.seed, "stages": stages, "verdict": verdict}
+        plain = {
+            "version": 1, "name": self.name, "profile": self.profile, "seed": self.seed, "stages": stages,
+            "verdict": verdict,
+        }  # fmt: skip
+        return plain | {"video": self.video.model_dump(mode="json")} if self.takes_frames else plain
 
     def digest(self) -> str:
         """SHA-256 of the resolved chain."""
@@ -116,15 +191,14 @@ def parse_yaml(text: str, origin: str) -> Any:
     Raises:
         ConfigError: no YAML, tags other than the plain ones, or a key given twice.
     """
-    loader = _StrictLoader(text)
     try:
-        return loader.get_single_data()
+        return _StrictLoader(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
         raise ConfigError([f"{origin}: {where}not valid YAML: {getattr(error, 'problem', None) or error}"]) from error
-    finally:
-        loader.dispose()
+    except (ValueError, RecursionError) as error:  # the 99th of a month, a thousand brackets
+        raise ConfigError([f"{origin}: not valid YAML: {error}"]) from error
 
 
 def find_config(path: str | Path) -> Path:
@@ -163,13 +237,17 @@ def _path(prefix: str, loc: Sequence[str | int]) -> str:
 
 
 def _fields_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    """Names of the options where an unknown key stands, following nested option classes."""
+    """Names of the options where an unknown key stands, following nested option classes, also in lists and mappings."""
+    here: Any = model
     for part in loc:
-        field = model.model_fields.get(str(part))
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            field = here.model_fields.get(str(part))
+            here = None if field is None else field.annotation
+        else:  # an entry of a list (its classes are the arguments), or of a mapping (the last argument)
+            here = next((a for a in get_args(here)[::-1] if a is not Ellipsis), None)
+        options = [a for a in get_args(here) if isinstance(a, type) and issubclass(a, BaseModel)]
+        here = options[0] if get_origin(here) in (Union, UnionType) and options else here
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
 
 
 def check(model: type[BaseModel], raw: dict[str, Any], origin: str, prefix: str, owner: str) -> tuple[Any, list[str]]:
@@ -232,8 +310,14 @@ def apply_override(raw: Any, assignment: str) -> None:
 def _order_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> list[str]:
     """Stages that read what nobody wrote before them."""
     problems, there = [], set(GIVEN_FIELDS)
-    for index, entry in entries:
+    opens = bool(entries) and issubclass(STAGES[entries[0][1].name], Opening)
+    for place, (index, entry) in enumerate(entries):
         stage = STAGES[entry.name]
+        where = f"{origin}: stages[{index}].stage = {entry.name!r}"
+        if issubclass(stage, Opening) and place > 0:
+            problems.append(f"{where}: takes whole frames, so it must be the first stage")
+        if issubclass(stage, Closing) and (place < len(entries) - 1 or not opens):
+            problems.append(f'{where}: puts faces back into frames: it must be the last stage of a chain with "detect"')
         for field in sorted(stage.reads - there):
             writers = sorted(name for name, other in STAGES.items() if field in other.writes)
             cure = f"put {' or '.join(writers)} before it" if writers else "no stage writes it"
@@ -245,6 +329,21 @@ def _order_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> l
     return problems
 
 
+def _profile_problems(profile: Profile | None, entries: Sequence[tuple[int, StageEntry]], origin: str) -> list[str]:
+    """Stages that do not belong into a chain of this profile."""
+    learned = any(STAGES[entry.name].generative for _, entry in entries)
+    if profile == "generative" and not learned:
+        return [f'{origin}: profile = "generative": no stage of this chain is learned; leave the profile out']
+    if profile != "forensic":
+        return []
+    return [
+        f"{origin}: stages[{index}].stage = {entry.name!r}: not for the forensic profile, which takes deterministic, "
+        "non-learned stages only; take it out, or say profile: generative"
+        for index, entry in entries
+        if not STAGES[entry.name].is_forensic(entry.config)
+    ]
+
+
 def _weight_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> list[str]:
     """Weights that are missing, damaged or changed."""
     problems = []
@@ -253,7 +352,9 @@ def _weight_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> 
             try:
                 read_checked(name)
             except WeightsError as error:
-                problems.append(f"{origin}: stages[{index}].weights = {name!r}: {error}")
+                recipe = STAGES[entry.name].training
+                cure = "" if recipe is None else f"; to train them: revisage train -c {recipe} (docs/training.md)"
+                problems.append(f"{origin}: stages[{index}].weights = {name!r}: {error}{cure}")
     return problems
 
 
@@ -321,11 +422,30 @@ def load_chain(
         problems.append(f"{origin}: -w {fidelity}: no stage of this chain has a fidelity")
     if len(entries) == len(plain):
         problems += _order_problems(entries, origin)
+        problems += _profile_problems(document.profile if document else None, entries, origin)
+        if "video" in raw and not (entries and issubclass(STAGES[entries[0][1].name], Opening)):
+            problems.append(f'{origin}: video: only a chain that begins with "detect" reads videos')
     if check_weights:
         problems += _weight_problems(entries, origin)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return ChainConfig(document.name, document.seed, tuple(e for _, e in entries), document.verdict, origin)
+    stages = tuple(e for _, e in entries)
+    learned = any(STAGES[entry.name].generative for entry in stages)
+    return ChainConfig(
+        document.name, document.seed, stages, document.verdict, origin, document.video,
+        document.profile or ("generative" if learned else None), document.marking,
+        _beside(document.signing, origin), document.cluster,
+    )  # fmt: skip
+
+
+def _beside(signing: SigningConfig | None, origin: str) -> SigningConfig | None:
+    """The same with the paths taken from the folder of the YAML."""
+    if signing is None:
+        return None
+    folder = Path(origin).parent
+    return signing.model_copy(
+        update={"certificate": str(folder / signing.certificate), "key": str(folder / signing.key)}
+    )
 
 
 def weight_hashes(config: ChainConfig) -> dict[str, str]:

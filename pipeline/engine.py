@@ -5,7 +5,9 @@ import hashlib
 import json
 import signal
 import sys
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,9 +20,10 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import __version__
+from pipeline import __version__, ray_engine
 from pipeline.chain import pick_device, pick_precision
-from pipeline.config import ChainConfig, load_chain, weight_hashes
+from pipeline.config import ChainConfig, ConfigError, load_chain, weight_hashes
+from pipeline.credentials import Signer
 from pipeline.images import MAX_PIXELS
 from pipeline.journal import Journal
 from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
@@ -30,10 +33,13 @@ from pipeline.progress import Progress
 from pipeline.report import write_report
 from pipeline.restorer import FAILURES, Restorer
 from pipeline.run_record import core_count, hardware, versions
-from pipeline.worker import Job, OnExists, Worker
+from pipeline.sources.boxes import BoxFile
+from pipeline.storage import RemoteFolder
+from pipeline.worker import Job, OnExists, Worker, exists_already, in_hand
 
 DONE, SOME_FAILED, USAGE, NOTHING = 0, 1, 2, 4  # exit codes
 TASKS_PER_WORKER = 24  # fewer inputs than this do not repay another process
+FRAMES_PER_WORKER = 2  # the same for whole frames and videos
 BATCH_SIZE = {"cpu": 16, "cuda": 128}  # faces; on two cores larger batches bring nothing and cost memory
 
 
@@ -41,7 +47,8 @@ BATCH_SIZE = {"cpu": 16, "cuda": 128}  # faces; on two cores larger batches brin
 class Request:
     """A `restore` or `degrade` as asked for on the command line; see its help for the meaning of each.
 
-    `workers`, `batch_size`: None = chosen for the machine.
+    `workers`, `batch_size`: None = chosen for the machine. `remote`: URL of the output folder where that lies in an
+    object store; `output` is then where the records of the run are kept meanwhile, chosen by `run`.
     """
 
     inputs: tuple[str, ...]
@@ -51,6 +58,7 @@ class Request:
     fidelity: float | None = None
     overrides: tuple[str, ...] = ()
     mask: Path | None = None
+    boxes: Path | None = None
     save_priors: bool = False
     workers: int | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -60,6 +68,8 @@ class Request:
     resume: bool = True
     on_exists: OnExists = "overwrite"
     fail_fast: bool = False
+    engine: Literal["local", "ray"] = "local"
+    remote: str | None = None
 
 
 class _Stop:
@@ -89,11 +99,19 @@ def _stoppable() -> Iterator[_Stop]:
             signal.signal(number, handler)
 
 
-def fingerprint(config: ChainConfig, weights: dict[str, str], device: str, precision: str, save_priors: bool) -> str:
-    """SHA-256 of everything but the input that decides an output."""
+def fingerprint(
+    config: ChainConfig,
+    weights: dict[str, str],
+    device: str,
+    precision: str,
+    save_priors: bool,
+    certificate: str | None = None,
+) -> str:
+    """SHA-256 of everything but the input that decides an output; `certificate` is the hash of the signer's."""
     parts = {
         "chain": config.resolved(), "weights": weights, "device": device, "precision": precision,
-        "priors": save_priors, "version": __version__,
+        "priors": save_priors, "marked": config.marking.strip == "copies", "certificate": certificate,
+        "version": __version__,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -117,7 +135,16 @@ class Prepared:
             return self.request.workers
         if self.restorer.device.type != "cpu":
             return 1
-        return max(1, min(core_count(), len(self.plan) // TASKS_PER_WORKER))
+        return max(1, min(core_count(), len(self.plan) // self._least))
+
+    @property
+    def _least(self) -> int:
+        return FRAMES_PER_WORKER if self.config.takes_frames else TASKS_PER_WORKER
+
+    @property
+    def chunk(self) -> int:
+        """Inputs given to a worker at a time: frames and videos one by one, as each may take long."""
+        return 1 if self.config.takes_frames else self.restorer.batch_size
 
     def make_worker(self) -> Worker:
         """A worker of this process, with the networks that are loaded already."""
@@ -143,17 +170,72 @@ def prepare(request: Request) -> Prepared:
     restorer = Restorer(config, device, precision, batch_size, request.max_pixels)
     if request.output.exists() and not request.output.is_dir():
         raise OutputError(f"{request.output} is a file; expected a folder to write to")
-    plan = Plan(InputSet(request.inputs, request.output, request.mask))
+    if request.mask is not None and config.takes_frames:
+        raise ConfigError([f"--mask: {config.origin} takes whole frames, and a mask belongs to one face crop"])
+    _check_boxes(request, config, restorer)
+    certificate = None
+    if config.signing is not None:
+        signer = Signer(config.signing)
+        signer.check()
+        certificate = signer.certificate_sha256
+    _refuse_other_profile(request, config)
+    remote = None if request.remote is None else request.remote.rstrip("/")
+    plan = Plan(InputSet(request.inputs, request.output, request.mask, config.takes_frames, remote))
     job = Job(
-        output=str(request.output),
+        output=request.remote or str(request.output),
         folder=request.folder,
-        fingerprint=fingerprint(config, weights, device.type, precision, request.save_priors),
+        fingerprint=fingerprint(config, weights, device.type, precision, request.save_priors, certificate),
         on_exists=request.on_exists,
         save_priors=request.save_priors,
         chain_digest=config.digest(),
         weights=weights,
+        boxes=None if request.boxes is None else str(request.boxes),
+        marked=config.marking.strip == "copies",
+        signing=config.signing,
     )
     return Prepared(request, config, weights, restorer, plan, job, time.perf_counter() - started)
+
+
+def _refuse_other_profile(request: Request, config: ChainConfig) -> None:
+    """One output folder holds measured pictures or generated ones, never both. Raises `OutputError`."""
+    try:
+        earlier = yaml.safe_load((request.output / "_run" / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return
+    profile = earlier.get("profile") if isinstance(earlier, dict) else None
+    if profile != config.profile and "forensic" in (profile, config.profile):
+        raise OutputError(
+            f"{request.output} holds results of the profile {profile or '(none)'}, this chain is "
+            f"{config.profile or 'without a profile'}: they must not be mixed; choose another output folder"
+        )
+
+
+def _check_boxes(request: Request, config: ChainConfig, restorer: Restorer) -> None:
+    """A chain that takes its faces from a file needs one, and no other may have one. Raises `ConfigError`."""
+    opening = restorer.chain.opening
+    wanted = opening is not None and opening.reads_boxes
+    if wanted and request.boxes is None:
+        raise ConfigError([f"{config.origin}: stages[0].backend = 'boxes': name their file with --boxes FILE"])
+    if request.boxes is not None and not wanted:
+        cure = "take a chain with --set stages.0.backend=boxes" if opening else "take configs/frames_restore.yaml"
+        raise ConfigError([f"--boxes {request.boxes}: {config.origin} does not read boxes; {cure}"])
+    if request.boxes is not None:
+        BoxFile(request.boxes)
+
+
+def _unused_boxes(prepared: Prepared) -> int | None:
+    """Rows' pictures that are no input of the run, named on stderr; None where there is no file of boxes."""
+    if prepared.request.boxes is None:
+        return None
+    boxes = BoxFile(prepared.request.boxes)
+    unused = boxes.unused(task.name for task in prepared.plan)
+    if unused or boxes.nameless:
+        named = "".join(f"\n  {name}" for name in unused[:5]) + ("\n  ..." if len(unused) > 5 else "")
+        print(
+            f"--boxes: {len(unused)} picture(s) are not among the inputs, {boxes.nameless} row(s) name none{named}",
+            file=sys.stderr,
+        )
+    return len(unused) + boxes.nameless
 
 
 def describe(prepared: Prepared) -> Iterator[str]:
@@ -167,7 +249,8 @@ def describe(prepared: Prepared) -> Iterator[str]:
         yield f"  weights {name} sha256 {digest}"
     yield f"{len(prepared.plan)} inputs, {prepared.workers} worker(s)"
     for task in prepared.plan:
-        yield f"{task.source} -> {prepared.request.output / prepared.request.folder / task.target}.png"
+        ending = "/face_000.png, ..." if prepared.config.takes_frames else ".png"
+        yield f"{task.source} -> {prepared.job.output.rstrip('/')}/{prepared.request.folder}/{task.target}{ending}"
 
 
 def _respawn(request: Request, job: Job) -> Worker:
@@ -186,12 +269,12 @@ def _forked(prepared: Prepared, lock: OutputLock) -> Worker:
     return prepared.make_worker()
 
 
-def _refuse_existing(prepared: Prepared, journal: Journal) -> None:
+def _refuse_existing(prepared: Prepared, output: OutputFolder, journal: Journal) -> None:
     """`--on-exists error`: an output is there that the journal does not explain as a result of this very chain."""
-    output, found = OutputFolder(prepared.request.output), []
+    found = []
     for task in prepared.plan:
-        relative = f"{prepared.job.folder}/{task.target}.png"
-        if not output.path(relative).exists():
+        relative = f"{prepared.job.folder}/{task.target}"
+        if not exists_already(output, prepared.job.folder, task.target):
             continue
         record = journal.find(task.name)
         expected = prepared.job.key(record["input_sha256"] or "", None) if record else None
@@ -203,8 +286,8 @@ def _refuse_existing(prepared: Prepared, journal: Journal) -> None:
         raise OutputError("these outputs exist already (--on-exists error):\n  " + "\n  ".join(found))
 
 
-def execute(prepared: Prepared) -> int:
-    """Do the work; returns the exit code.
+def execute(prepared: Prepared, output: OutputFolder | None = None) -> int:
+    """Do the work; returns the exit code. `output`: where it does not lie in the folder of the request.
 
     Raises:
         OutputError: the output folder is locked, read-only or full. What was finished stays; a second run keeps it.
@@ -213,17 +296,18 @@ def execute(prepared: Prepared) -> int:
     if not len(prepared.plan):
         print("nothing to do: no pictures among the inputs", file=sys.stderr)
         return NOTHING
-    output = OutputFolder(request.output)
+    output = output or OutputFolder(request.output)
     lock = OutputLock(output.root / "_run" / "lock")
     if lock.unclean:
         output.sweep()
     try:
         with Journal(output.root / "_run" / "journal.jsonl") as journal:
             if request.on_exists == "error":
-                _refuse_existing(prepared, journal)
+                _refuse_existing(prepared, output, journal)
             code = _work(prepared, output, journal, lock)
-        if lock.unclean:
-            output.sweep()  # a worker that outlived the killed run by a moment may have left one more
+        output.publish(final=True)
+        if lock.unclean or request.engine == "ray":
+            output.sweep()  # a worker that outlived the killed run by a moment, or was killed, may have left one more
     except OSError as error:
         lock.forget()
         raise OutputLostError(f"{request.output}: {error.strerror or error}") from error
@@ -239,38 +323,58 @@ def _essence(record: dict[str, Any] | None) -> dict[str, Any] | None:
     return None if record is None else {k: record.get(k) for k in ("key", "status", "files_sha256")}
 
 
+def _prior(journal: Journal, name: str) -> dict[str, Any] | None:
+    """What a worker needs to know of an earlier run's records of an input and its faces."""
+    record = journal.find(name)
+    essence = _essence(record)
+    if record is None or essence is None or not record.get("faces"):
+        return essence
+    return essence | {"faces": [_essence(face) for face in journal.faces(record)]}
+
+
 def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: OutputLock) -> int:
     request, begun, started = prepared.request, datetime.now(timezone.utc), time.perf_counter()
-    spent, kept = [0.0, 0.0, 0.0], 0
+    signing = prepared.config.signing
+    output.write("_run/config.yaml", yaml.safe_dump(prepared.config.resolved(), sort_keys=False).encode())
+    spent, kept, made = [0.0, 0.0, 0.0], 0, 0
+    faces: Counter[str] = Counter()
+    unused_boxes = _unused_boxes(prepared)
     with _stoppable() as stop:
 
         def pairs() -> Iterator[Pair]:
             for task in prepared.plan:
                 if stop.asked:
                     return
-                yield task, _essence(journal.find(task.name)) if request.resume else None
+                yield task, _prior(journal, task.name) if request.resume else None
 
         pool: Pool | None = None
-        if prepared.workers == 1:
+        if request.engine == "ray":
+            outcomes = ray_engine.outcomes(prepared, pairs, lambda: stop.asked)
+        elif prepared.workers == 1:
             outcomes = prepared.make_worker().process(pairs())
         else:
             forked = prepared.restorer.device.type == "cpu" and sys.platform.startswith("linux")
             make: Callable[[], Worker] = (
                 partial(_forked, prepared, lock) if forked else partial(_respawn, request, prepared.job)
             )
-            chunk = prepared.restorer.batch_size
             pool = Pool(
-                prepared.workers, make, prepared.make_worker().record_failure, prepared.restorer.device.type, chunk
-            )
+                prepared.workers, make, prepared.make_worker().record_failure, prepared.restorer.device.type,
+                prepared.chunk, in_hand(prepared.restorer.batch_size),
+            )  # fmt: skip
             outcomes = pool.process(pairs())
         progress = Progress(len(prepared.plan), request.folder)
         try:
             for outcome in outcomes:
+                output.publish()
                 if outcome.record is not None:
                     journal.append(outcome.record)
+                    made += not (outcome.ends and prepared.config.takes_frames)
                 else:
                     kept += 1
                 spent = [a + b for a, b in zip(spent, outcome.spent, strict=True)]
+                if not outcome.ends:
+                    continue
+                faces.update(outcome.faces)
                 progress.add(outcome.status)
                 if request.fail_fast and outcome.status in FAILURES:
                     stop.asked = True
@@ -301,6 +405,8 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             "started_utc": begun.isoformat(timespec="seconds"),
             "ended_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "counts": counts,
+            "face_counts": dict(sorted(faces.items())) if prepared.config.takes_frames else None,
+            "boxes_without_input": unused_boxes,
             "inputs": len(prepared.plan),
             "kept_from_earlier_run": kept,
             "not_reached": left,
@@ -309,11 +415,14 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
                 "decode": round(spent[0], 3), "network": round(spent[1], 3), "encode": round(spent[2], 3),
                 "prepare": round(prepared.seconds, 3), "total": round(prepared.seconds + elapsed, 3),
             },
-            "faces_per_second": round((sum(counts.values()) - kept) / max(elapsed, 1e-6), 2),
+            "faces_per_second": round(made / max(elapsed, 1e-6), 2),
             "generative": prepared.restorer.chain.generative,
+            "profile": prepared.config.profile,
+            "marking": prepared.config.marking.model_dump(mode="json"),
+            "signing": None if signing is None else signing.model_dump(mode="json", exclude={"key"}),
+            "cluster": prepared.config.cluster.model_dump(mode="json"),
         }  # fmt: skip
         output.write("_run/run.json", json.dumps(record, indent=1).encode() + b"\n")
-        output.write("_run/config.yaml", yaml.safe_dump(prepared.config.resolved(), sort_keys=False).encode())
         report = write_report(output, prepared.plan, journal, record, request.max_pixels)
     print(f"{request.folder}: {progress.state()}; report: {report}", file=sys.stderr, flush=True)
     if left:
@@ -327,9 +436,30 @@ def run(request: Request, dry_run: bool = False) -> int:
     Raises:
         ConfigError, InputError, OutputError, WorkerError: see `prepare` and `execute`.
     """
+    if request.remote is not None:
+        return _run_remote(request, dry_run)
     prepared = prepare(request)
     if dry_run:
         for line in describe(prepared):
             print(line)
         return DONE if len(prepared.plan) else NOTHING
     return execute(prepared)
+
+
+def _run_remote(request: Request, dry_run: bool) -> int:
+    """The same with the output in an object store, the records of the run on this machine until they are copied."""
+    assert request.remote is not None
+    with tempfile.TemporaryDirectory(prefix="revisage-run-") as folder:
+        staged = dataclasses.replace(request, output=Path(folder))
+        remote = RemoteFolder(request.remote, staged.output)
+        remote.fetch_records()
+        prepared = prepare(staged)
+        if dry_run or not len(prepared.plan):
+            for line in describe(prepared):
+                print(line)
+            return DONE if len(prepared.plan) else NOTHING
+        remote.lock()
+        try:
+            return execute(prepared, remote)
+        finally:
+            remote.unlock()

@@ -12,9 +12,11 @@ import os
 import stat
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
@@ -24,6 +26,10 @@ READ_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".b
 # Pictures we do not read: they get an honest line in the journal instead of being passed over in silence.
 OTHER_ENDINGS = frozenset({".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".ppm", ".pgm", ".tga", ".psd", ".apng"})
 IMAGE_ENDINGS = READ_ENDINGS | OTHER_ENDINGS
+VIDEO_ENDINGS = frozenset(
+    {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".mts", ".flv", ".wmv", ".asf"}
+    | {".3gp", ".264", ".h264", ".265", ".h265", ".hevc", ".mjpg", ".mjpeg", ".vob"}
+)
 
 MIN_SIDE_PX = 12  # DESIGN.md: a thumbnail is 12 px or more; below that no face is in it
 MAX_PIXELS = 64_000_000
@@ -114,11 +120,46 @@ def make_grey(pixels: np.ndarray) -> np.ndarray:
     return np.repeat(luma[..., None], 3, axis=2)
 
 
+def _read_object(url: str, limits: Limits) -> bytes:
+    """The whole content of an object in a store. Raises `ImageError`."""
+    from pipeline.storage import StorageError, read_url
+
+    try:
+        data = read_url(url, limits.max_pixels * 8 + 65536)
+    except FileNotFoundError as error:
+        raise ImageError("failed", "the object is not there (or vanished during the run)") from error
+    except ValueError as error:
+        raise ImageError("unsupported", f"no picture of {limits.max_pixels} pixels: {error}") from error
+    except StorageError as error:
+        raise ImageError("failed", f"cannot be read: {error}") from error
+    if not data:
+        raise ImageError("corrupt", "the object is empty (0 bytes)")
+    return data
+
+
 def read_bytes(path: str | Path, limits: Limits) -> bytes:
-    """The whole content of a regular file.
+    """The whole content of a regular file, or of an object in a store where `path` is a URL.
 
     Raises:
         ImageError: gone, a broken link, no regular file, unreadable, empty, or far too large to be a picture we take.
+    """
+    if "://" in str(path):
+        return _read_object(str(path), limits)
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > (limit := limits.max_pixels * 8 + 65536):
+            raise ImageError(
+                "unsupported", f"{size} bytes; no picture of {limits.max_pixels} pixels needs over {limit}"
+            )
+        return file.read()
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[BinaryIO]:
+    """A regular file that is not empty, open for reading.
+
+    Raises:
+        ImageError: as `read_bytes`; errors while it is read as well.
     """
     try:
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
@@ -127,11 +168,7 @@ def read_bytes(path: str | Path, limits: Limits) -> bytes:
                 raise ImageError("unsupported", "not a regular file")
             if info.st_size == 0:
                 raise ImageError("corrupt", "the file is empty (0 bytes)")
-            if info.st_size > (limit := limits.max_pixels * 8 + 65536):
-                raise ImageError(
-                    "unsupported", f"{info.st_size} bytes; no picture of {limits.max_pixels} pixels needs over {limit}"
-                )
-            return file.read()
+            yield file
     except FileNotFoundError as error:
         broken = os.path.islink(path)
         reason = (
@@ -146,19 +183,23 @@ def read_bytes(path: str | Path, limits: Limits) -> bytes:
         raise ImageError("unsupported" if loop else "failed", reason) from error
 
 
-def open_header(data: bytes, name: str, limits: Limits) -> Image.Image:
-    """Parse the header only, and check the size before anything is decoded.
+def open_header(data: bytes | BinaryIO, name: str, limits: Limits) -> Image.Image:
+    """Parse the header only, of bytes or of an open file, and check the size before anything is decoded.
 
     Raises:
         ImageError: no picture, a format we do not take, or a size outside the limits.
     """
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("unsupported", f"over the limit of {limits.max_pixels} pixels") from error
     except _BROKEN as error:
         if Path(name).suffix.lower() in OTHER_ENDINGS:
             raise ImageError("unsupported", f"format not taken; taken are {', '.join(FORMATS)}") from error
+        if Path(name).suffix.lower() in VIDEO_ENDINGS:
+            raise ImageError(
+                "unsupported", "a video; take a chain that begins with detect, such as configs/video_restore.yaml"
+            ) from error
         raise ImageError("corrupt", f"not a readable picture ({', '.join(FORMATS)})") from error
     check_size(image.width, image.height, limits)
     return image
@@ -292,3 +333,12 @@ def encode_png(pixels: np.ndarray, info: PngImagePlugin.PngInfo | None = None) -
 def sha256(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file of any size. Raises `ImageError` as `read_bytes`."""
+    digest = hashlib.sha256()
+    with opened(path) as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

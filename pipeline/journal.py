@@ -1,5 +1,11 @@
-"""The journal of a run: one JSON line per input, appended and flushed as it ends, in input order at the end."""
+"""The journal of a run: one JSON line per input, appended and flushed as it ends, in input order at the end.
 
+An input in which faces were looked for has, besides its own line, one per face: that line has `face`, the number of the
+face, and the input's line has `faces`, how many there are. The lines of the faces come first while a run goes on, so
+that an input's line says that all of them are there; at the end they follow it.
+"""
+
+import hashlib
 import json
 import os
 import re
@@ -12,27 +18,46 @@ import numpy as np
 
 from pipeline.planning import name_hash
 
-_FIRST_FIELD = re.compile(rb'^\{"input": ("(?:[^"\\]|\\.)*")')
+_FIRST_FIELDS = re.compile(rb'^\{"input": ("(?:[^"\\]|\\.)*")(?:, "face": (\d+))?')
+_FACES = re.compile(rb'^\{"input": "(?:[^"\\]|\\.)*", "faces": (\d+)')
 SYNC_LINES = 256  # lines between two fsyncs: what a power cut may cost; a killed process loses nothing
 
 
 def line_of(record: dict[str, Any]) -> bytes:
-    """A record as its line. `input` comes first, so that an index can be built without parsing the rest."""
-    ordered = {"input": record["input"], **record}
+    """A record as its line. `input` comes first, then `face` or `faces` where it has them, so that an index can be
+    built without parsing the rest."""
+    ordered = {key: record[key] for key in ("input", "face", "faces") if key in record} | record
     return json.dumps(ordered, allow_nan=False).encode() + b"\n"
 
 
+def face_key(name: int, face: int) -> int:
+    """Index key of a face's line, from the hash of its input's name."""
+    return int.from_bytes(hashlib.blake2b(f"{name}/{face}".encode(), digest_size=8).digest(), "little")
+
+
+def _key(name: int, face: int | None) -> int:
+    return name if face is None else face_key(name, face)
+
+
 class Journal:
-    """Append-only records with an index of 16 bytes per line. A torn last line, left by a killed run, is dropped."""
+    """Append-only records with an index of 24 bytes per line. A torn last line, left by a killed run, is dropped."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a+b")
         self._unsynced = 0
-        self._names, self._offsets = array("Q"), array("Q")
+        self._begin()
+
+    def _begin(self) -> None:
+        self._keys, self._inputs, self._offsets = array("Q"), array("Q"), array("Q")
         self._scan()
         self._sort()
+
+    def _note(self, name: int, face: int | None, offset: int) -> None:
+        self._keys.append(_key(name, face))
+        self._inputs.append(name)
+        self._offsets.append(offset)
 
     def _scan(self) -> None:
         self._file.seek(0)
@@ -41,25 +66,34 @@ class Journal:
             if not line.endswith(b"\n"):
                 self._file.truncate(offset)
                 break
-            if match := _FIRST_FIELD.match(line):
-                self._names.append(name_hash(json.loads(match[1])))
-                self._offsets.append(offset)
+            if match := _FIRST_FIELDS.match(line):
+                self._note(name_hash(json.loads(match[1])), None if match[2] is None else int(match[2]), offset)
             offset += len(line)
         self._file.seek(0, os.SEEK_END)
 
     def _sort(self) -> None:
-        names = np.array(self._names, np.uint64)
-        self._order = np.argsort(names, kind="stable")
-        self._sorted = names[self._order]
+        keys = np.array(self._keys, np.uint64)
+        self._order = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._order]
 
-    def find(self, name: str) -> dict[str, Any] | None:
-        """The latest record of an input as of opening or compacting; None where there is none or it is damaged."""
-        line = self._line_at(name_hash(name))
+    def find(self, name: str, face: int | None = None) -> dict[str, Any] | None:
+        """The latest record of an input, or of one of its faces, as of opening or compacting; None where there is none
+        or it is damaged."""
+        line = self._line_at(_key(name_hash(name), face))
         try:
             record = json.loads(line) if line else None
         except json.JSONDecodeError:
             return None
-        return record if isinstance(record, dict) and record.get("input") == name else None
+        fits = (
+            isinstance(record, dict) and record.get("input") == name and record.get("face") == face
+            and isinstance(record.get("faces", 0), int)
+        )  # fmt: skip
+        return record if fits else None
+
+    def faces(self, record: dict[str, Any]) -> Iterator[dict[str, Any] | None]:
+        """The lines of the faces of an input's `record`, in order; None for one that is missing."""
+        count = min(record.get("faces") or 0, len(self._keys))
+        return (self.find(record["input"], face) for face in range(count))
 
     def _line_at(self, key: int) -> bytes | None:
         position = int(np.searchsorted(self._sorted, np.uint64(key), side="right")) - 1
@@ -76,8 +110,7 @@ class Journal:
         offset = self._file.seek(0, os.SEEK_END)
         self._file.write(line_of(record))
         self._file.flush()
-        self._names.append(name_hash(record["input"]))
-        self._offsets.append(offset)
+        self._note(name_hash(record["input"]), record.get("face"), offset)
         self._unsynced += 1
         if self._unsynced >= SYNC_LINES:
             self.sync()
@@ -88,14 +121,16 @@ class Journal:
         self._unsynced = 0
 
     def compact(self, names: Sequence[int]) -> None:
-        """Rewrite the journal in one step, one line per input: first those of inputs not in `names` (hashes) as they
-        stand, then those of `names` in that order."""
+        """Rewrite the journal in one step, one line per input and one per face: first those of inputs not in `names`
+        (hashes) as they stand, then those of `names` in that order, each followed by its faces. Lines of faces that the
+        input's line does not count were left by an earlier chain and go."""
         self._sort()
         planned = np.asarray(names, np.uint64)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
         last = np.ones(len(self._sorted), bool)
         last[:-1] = self._sorted[1:] != self._sorted[:-1]
-        kept = np.isin(self._sorted, planned, invert=True) & last
+        owners = np.array(self._inputs, np.uint64)[self._order]
+        kept = np.isin(owners, planned, invert=True) & last
         with open(temporary, "wb") as out:
             for position in np.sort(self._order[kept]):
                 self._file.seek(self._offsets[int(position)])
@@ -103,14 +138,15 @@ class Journal:
             for key in planned.tolist():
                 if line := self._line_at(key):
                     out.write(line)
+                    match = _FACES.match(line)
+                    for face in range(min(int(match[1]), len(self._keys)) if match else 0):
+                        out.write(self._line_at(face_key(key, face)) or b"")
             out.flush()
             os.fsync(out.fileno())
         self._file.close()
         os.replace(temporary, self.path)
         self._file = open(self.path, "a+b")
-        self._names, self._offsets = array("Q"), array("Q")
-        self._scan()
-        self._sort()
+        self._begin()
 
     def close(self) -> None:
         """Sync and close."""
@@ -132,5 +168,5 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                 record = json.loads(line)
             except (json.JSONDecodeError, UnicodeDecodeError):
                 continue
-            if isinstance(record, dict) and "input" in record:
+            if isinstance(record, dict) and isinstance(record.get("input"), str):
                 yield record

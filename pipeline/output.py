@@ -74,6 +74,16 @@ class OutputFolder:
                 ) from error
             raise
 
+    def reserve(self, relative: str) -> Path:
+        """Where to write a file in parts that `settle` then puts in its place. Raises as `write`."""
+        target = self.path(relative)
+        self._prepare(target.parent)
+        return target.with_name(f"{_TEMPORARY}{os.getpid()}-{next(self._counter)}")
+
+    def settle(self, temporary: Path, relative: str) -> None:
+        """Put a finished file of `reserve` in its place."""
+        os.replace(temporary, self.path(relative))
+
     def remove(self, relative: str) -> None:
         """Remove a file where it exists."""
         try:
@@ -87,6 +97,20 @@ class OutputFolder:
             return self.path(relative).read_bytes()
         except (OSError, OutputError):
             return None
+
+    def exists(self, relative: str) -> bool:
+        """Whether a file is there."""
+        return self.path(relative).exists()
+
+    def publish(self, final: bool = False) -> None:
+        """Make what is recorded so far visible to others: here it is, as soon as it is written."""
+
+    def names(self, relative: str) -> list[str]:
+        """Names in a folder, sorted; none where it does not exist."""
+        try:
+            return sorted(os.listdir(self.path(relative)))
+        except OSError:
+            return []
 
     def sweep(self) -> int:
         """Remove temporary files that a killed run left; returns their number."""

@@ -13,14 +13,16 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pipeline.images import IMAGE_ENDINGS
+from pipeline.images import IMAGE_ENDINGS, VIDEO_ENDINGS
+from pipeline.storage import is_url, list_root, list_url
 
 NAME_LIMIT = 255  # bytes of one file name on the usual file systems
 LONGEST_ENDING = 4  # ".png", ".npz"
-PRODUCT_FOLDERS = ("restored", "degraded", "uncertainty", "occlusion", "priors", "_run")
+PRODUCT_FOLDERS = ("restored", "degraded", "thumbnails", "uncertainty", "occlusion", "priors", "_run")
 
 
 class InputError(ValueError):
@@ -69,6 +71,17 @@ def target_of(name: str) -> str:
     return f"{folder}/{stem}" if folder else stem
 
 
+def face_target(target: str, face: int) -> str:
+    """Where the outputs of one face of an input go, without the ending: `a/b` -> `a/b/face_003`."""
+    return f"{target}/face_{face:03d}"
+
+
+def record_target(record: dict[str, Any]) -> str:
+    """Where the outputs of a journal line lie, without the ending."""
+    target = target_of(record["input"])
+    return target if record.get("face") is None else face_target(target, record["face"])
+
+
 def _relative(path: Path, root: Path) -> str:
     """`path` relative to `root` with "/" between. Raises `InputError` for what would leave the output folder."""
     relative = path.relative_to(root)
@@ -89,21 +102,39 @@ class InputSet:
         inputs: files, folders, globs and `.txt` lists as given.
         output: the output folder; what the run itself writes there is never read.
         mask: a mask for all, or a folder of masks mirroring the inputs.
+        videos: whether video files in folders and globs are inputs as well.
+        remote: URL of the output folder where it lies in an object store.
     """
 
     inputs: tuple[str, ...]
     output: Path
     mask: Path | None = None
+    videos: bool = False
+    remote: str | None = None
+
+    @property
+    def endings(self) -> frozenset[str]:
+        """Endings of the files that are taken from folders and globs."""
+        return IMAGE_ENDINGS | VIDEO_ENDINGS if self.videos else IMAGE_ENDINGS
 
     def tasks(self) -> Iterator[Task]:
         """Every input, in a fixed order. Raises `InputError`."""
         own = {os.path.realpath(self.output / name) for name in PRODUCT_FOLDERS}
         for given in self.inputs:
-            yield from self._expand(given, own)
+            yield from self._remote_tasks(given) if is_url(given) else self._expand(given, own)
 
     def roots(self) -> list[str]:
         """Absolute folders the names in the journal are relative to, one per INPUT. Raises `InputError`."""
-        return [str(self._root(given)) for given in self.inputs]
+        return [list_root(given) if is_url(given) else str(self._root(given)) for given in self.inputs]
+
+    def _remote_tasks(self, given: str) -> Iterator[Task]:
+        """Pictures of an object store; videos and what the run itself wrote are left out."""
+        for name, url in list_url(given):
+            if os.path.splitext(name)[1].lower() not in IMAGE_ENDINGS or name.rpartition("/")[2].startswith("._"):
+                continue
+            if self.remote is None or not any(_is_inside(url, f"{self.remote}/{own}") for own in PRODUCT_FOLDERS):
+                target = target_of(name)
+                yield Task(name, url, target, self.mask_of(name, target))
 
     def _root(self, given: str) -> Path:
         path = Path(os.path.abspath(given))
@@ -139,7 +170,7 @@ class InputSet:
             for match in sorted(glob.iglob(str(path), recursive=True), key=_bytes):
                 real = os.path.realpath(match)
                 ending = os.path.splitext(match)[1].lower()
-                if ending in IMAGE_ENDINGS and not os.path.isdir(match) and not any(_is_inside(real, o) for o in own):
+                if ending in self.endings and not os.path.isdir(match) and not any(_is_inside(real, o) for o in own):
                     yield self._task(Path(match), root)
 
     @staticmethod
@@ -176,7 +207,7 @@ class InputSet:
                 key=_bytes,
             )
             for file in sorted(files, key=_bytes):
-                if file.startswith("._") or os.path.splitext(file)[1].lower() not in IMAGE_ENDINGS:
+                if file.startswith("._") or os.path.splitext(file)[1].lower() not in self.endings:
                     continue  # "._x.jpg" are resource forks of macOS, no pictures
                 path = os.path.join(folder, file)
                 outside = (

@@ -25,7 +25,7 @@ from pipeline.images import ImageError
 from pipeline.output import OutputError
 from pipeline.planning import Task
 from pipeline.restorer import Result, failure
-from pipeline.worker import Outcome, Worker, in_hand
+from pipeline.worker import Outcome, Worker
 
 Pair = tuple[Task, dict[str, Any] | None]
 ORPHAN_CHECK_S = 1.0
@@ -101,8 +101,8 @@ class _Member:
 
 
 class Pool:
-    """`count` workers, made by `prepare` in each process; tasks are given out `chunk` at a time; `bury` turns the
-    failure of a task that killed its worker into an outcome."""
+    """`count` workers, made by `prepare` in each process; tasks are given out `chunk` at a time, up to `most` to one
+    worker; `bury` turns the failure of a task that killed its worker into an outcome."""
 
     def __init__(
         self,
@@ -111,9 +111,10 @@ class Pool:
         bury: Callable[[Task, Result], Outcome],
         device: str,
         chunk: int,
+        most: int,
     ) -> None:
         self._context, self._prepare, self._bury = context(device), prepare, bury
-        self._chunk, self._most = chunk, in_hand(chunk)
+        self._chunk, self._most = chunk, most
         self._members: list[_Member] = []
         for _ in range(count):
             self._members.append(self._start())
@@ -196,7 +197,8 @@ class Pool:
             self._members.remove(member)
             member.process.join()
         else:
-            member.held.pop(message.name, None)
+            if message.ends:
+                member.held.pop(message.name, None)
             yield message
 
     def stop(self) -> None:

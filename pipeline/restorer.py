@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from pipeline.chain import Chain, ChainError, pick_device, pick_precision
-from pipeline.config import ChainConfig, load_chain
+from pipeline.config import ChainConfig, ConfigError, VerdictConfig, load_chain
+from pipeline.face import Face, Origin
 from pipeline.images import (
     MAX_PIXELS,
     ImageError,
@@ -24,6 +25,7 @@ from pipeline.images import (
     check_size,
     decode,
     fit_mask,
+    make_grey,
     pad_square,
     read_bytes,
     read_picture,
@@ -37,28 +39,6 @@ DoneStatus = Literal["ok", "review", "no_face"]
 Status = Literal["ok", "review", "no_face", "corrupt", "unsupported", "failed"]
 FAILURES = frozenset({"corrupt", "unsupported", "failed"})
 _CHECKED = ("image", "landmarks", "occlusion", "uncertainty")  # what must be finite to be a result
-
-
-@dataclass(frozen=True)
-class Face:
-    """A decoded input on its way into a batch.
-
-    Attributes:
-        source: its name.
-        picture: decoded, square where the chain takes face crops.
-        digest: SHA-256 of its content.
-        mask: (H, W) float32 in [0, 1], 1 = covered; None = blind.
-    """
-
-    source: str
-    picture: Picture
-    digest: str
-    mask: np.ndarray | None = None
-
-    @property
-    def group(self) -> tuple[int, int, bool]:
-        """Faces of one group fit into one batch."""
-        return (*self.picture.pixels.shape[:2], self.mask is not None)
 
 
 @dataclass(frozen=True)
@@ -83,6 +63,10 @@ class Result:
         error: what went wrong, for `corrupt`, `unsupported` and `failed`.
         input_sha256: of the input's content.
         notes: what was done on the way (orientation, padding, a second try), plain values.
+        origin: where the face lies in its frame; None for a face crop.
+        thumbnail: (h, w, 3) uint8, the face as it was cut out of its frame; None for a face crop.
+        to_source: (2, 3) from pixels of `image` to pixels of the frame.
+        paste_mask: (H, W) float32 in [0, 1], how far `image` shall replace the frame, where the chain ends with that.
     """
 
     source: str
@@ -103,11 +87,44 @@ class Result:
     error: str | None = None
     input_sha256: str | None = None
     notes: dict[str, Any] = field(default_factory=dict)
+    origin: Origin | None = None
+    thumbnail: np.ndarray | None = None
+    to_source: np.ndarray | None = None
+    paste_mask: np.ndarray | None = None
 
 
 def failure(source: str, error: ImageError, digest: str | None = None, seconds: float = 0.0) -> Result:
     """The result of an input that could not be read."""
     return Result(source, error.status, reason=error.status, error=str(error), input_sha256=digest, seconds=seconds)
+
+
+def _plain(picture: Picture) -> np.ndarray:
+    """(H, W, 3), or (H, W) where it is grey, uint8."""
+    pixels = to_uint8(as_unit(picture.pixels))
+    return pixels[..., 0] if picture.grey else pixels
+
+
+def _failed(face: Face, message: str, seconds: float = 0.0) -> Result:
+    """The result of a face that a stage could not finish."""
+    return replace(failure(face.source, ImageError("failed", message), face.digest, seconds), origin=face.origin)
+
+
+def brightness(pixels: np.ndarray) -> float:
+    """Where the lightest tenth of a picture's luma begins, in [0, 1]; (H, W, 3), any type `as_unit` takes."""
+    return float(np.percentile(as_unit(make_grey(pixels))[..., 0], 90))
+
+
+def _hard_to_decide(picture: Picture, uncertainty: np.ndarray | None, limits: VerdictConfig) -> list[str]:
+    """Why nothing can be decided from a face, as far as the input and the uncertainty map tell."""
+    reasons = []
+    side = min(picture.notes.get("padded_from_px", picture.pixels.shape[:2]))
+    if side < limits.min_side_px:
+        reasons.append(f"too small: {side} px a side, under {limits.min_side_px}")
+    if (light := brightness(picture.pixels)) < limits.min_brightness:
+        reasons.append(f"too dark: the lightest tenth begins at {light:.2f}, under {limits.min_brightness:.2f}")
+    if uncertainty is not None and (mean := float(uncertainty.mean())) > limits.max_uncertainty:
+        reasons.append(f"too uncertain: {mean:.2f} on average, over {limits.max_uncertainty:.2f}")
+    return reasons
 
 
 def _number(values: Tensor | None, index: int) -> float | None:
@@ -193,12 +210,15 @@ class Restorer:
 
         Raises:
             ValueError: `names` or `masks` of another length than `images`.
+            ConfigError: the chain begins with `detect`: `pipeline.sources.frames.restore_frames` runs such a chain.
         """
+        if self.chain.opening is not None:
+            raise ConfigError([f"{self.config.origin}: takes whole frames; use pipeline.sources.frames.restore_frames"])
         for label, given in (("names", names), ("masks", masks)):
             if given is not None and len(given) != len(images):
                 raise ValueError(f"{label}: expected {len(images)} entries, one per image, found {len(given)}")
         results: dict[int, Result] = {}
-        groups: dict[tuple[int, int, bool], list[tuple[int, Face]]] = {}
+        groups: dict[tuple[int, int, bool, int], list[tuple[int, Face]]] = {}
         for index, image in enumerate(images):
             name = names[index] if names else str(image) if isinstance(image, (str, Path)) else f"image {index}"
             try:
@@ -217,6 +237,10 @@ class Restorer:
     def _finish(self, group: list[tuple[int, Face]], results: dict[int, Result]) -> None:
         for (index, _), result in zip(group, self.run([face for _, face in group]), strict=True):
             results[index] = result
+
+    def decode(self, name: str, image: np.ndarray | Image.Image | str | Path) -> Face:
+        """A picture in any of the forms the API takes, with its content hash. Raises `ImageError`."""
+        return self._face(name, image, None)
 
     def _face(self, name: str, image: np.ndarray | Image.Image | str | Path, mask: np.ndarray | None) -> Face:
         """A picture in any of the forms the API takes. Raises `ImageError`."""
@@ -264,13 +288,17 @@ class Restorer:
         pixels = np.stack([as_unit(face.picture.pixels) for face in faces])
         image = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
         masks = [face.mask for face in faces if face.mask is not None]
+        origins = [face.origin.to_source for face in faces if face.origin is not None]
+        moments = [as_unit(face.frames) for face in faces if face.frames is not None]
         return FaceBatch(
             sources=tuple(face.source for face in faces),
             image=image,
             observed=image,
-            seeds=tuple(self.seed_of(face.digest) for face in faces),
+            seeds=tuple(self.seed_of(face.content_digest) for face in faces),
             grey=torch.tensor([face.picture.grey for face in faces]),
             given_mask=torch.from_numpy(np.stack(masks))[:, None] if masks else None,
+            to_source=torch.from_numpy(np.stack(origins)).float() if origins else None,
+            frames=torch.from_numpy(np.stack(moments)).permute(0, 1, 4, 2, 3).contiguous() if moments else None,
         )
 
     def run(self, faces: Sequence[Face], priors: bool = True) -> list[Result]:
@@ -287,11 +315,13 @@ class Restorer:
             error = (
                 error.__cause__ if isinstance(error, ChainError) and isinstance(error.__cause__, ImageError) else error
             )
-            return [failure(faces[0].source, ImageError("failed", str(error)), faces[0].digest)]
+            return [_failed(faces[0], str(error))]
+        masks = None if self.chain.closing is None else self.chain.closing.mask(batch)
         if not priors:
             batch = batch.replace(heatmaps=None, parsing=None)
         share = (time.perf_counter() - started) / len(faces)
-        return self._results(faces, batch, share)
+        results = self._results(faces, batch, share)
+        return results if masks is None else [replace(r, paste_mask=masks[i, 0].numpy()) for i, r in enumerate(results)]
 
     def _results(self, faces: Sequence[Face], batch: FaceBatch, seconds: float) -> list[Result]:
         finite = torch.ones(len(faces), dtype=torch.bool)
@@ -307,16 +337,13 @@ class Restorer:
     def _again(self, face: Face, seconds: float) -> Result:
         """A second and last try in float32 for a face that came out as not-a-number."""
         if self.precision == "fp32":
-            return failure(
-                face.source, ImageError("failed", "the network's output is not finite"), face.digest, seconds
-            )
+            return _failed(face, "the network's output is not finite", seconds)
         try:
             batch = self._full_precision(self._batch([face]))
         except ChainError as error:
-            return failure(face.source, ImageError("failed", str(error)), face.digest, seconds)
+            return _failed(face, str(error), seconds)
         if any((v := getattr(batch, n)) is not None and not bool(torch.isfinite(v).all()) for n in _CHECKED):
-            message = "the network's output is not finite, in float32 neither"
-            return failure(face.source, ImageError("failed", message), face.digest, seconds)
+            return _failed(face, "the network's output is not finite, in float32 neither", seconds)
         image = to_uint8(batch.image.permute(0, 2, 3, 1).float().numpy())[0]
         result = self._result(face, batch, 0, image, seconds)
         return replace(result, notes={**result.notes, "redone_in": "fp32"})
@@ -336,9 +363,10 @@ class Restorer:
             reasons.append(
                 f"output and input agree to {consistency:.1f} dB only, under {limits.min_consistency_db:.1f}"
             )
+        occlusion, uncertainty = _array(batch.occlusion, i), _array(batch.uncertainty, i)
+        reasons += _hard_to_decide(face.picture, uncertainty, limits)
         if reasons and status == "ok":
             status = "review"
-        occlusion, uncertainty = _array(batch.occlusion, i), _array(batch.uncertainty, i)
         return Result(
             source=face.source,
             status=status,
@@ -357,4 +385,7 @@ class Restorer:
             seconds=seconds,
             input_sha256=face.digest,
             notes={**face.picture.notes, **({"given_mask": True} if face.mask is not None else {}), **batch.notes[i]},
+            origin=face.origin,
+            thumbnail=None if face.origin is None else _plain(face.picture),
+            to_source=None if face.origin is None else _array(batch.to_source, i),
         )

@@ -1,15 +1,18 @@
 """`run.json`: what ran, with what, on what, how long."""
 
+import hashlib
 import importlib.metadata
 import os
 import platform
 import sys
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pipeline import __version__
 
+CODE = ("landmarks", "stages", "pipeline")
 PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "pydantic", "pyyaml", "safetensors", "jinja2", "rich")
 
 
@@ -41,9 +44,23 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def code_sha256() -> str:
+    """SHA-256 over name and content of every Python file that has a part in the result: this very code."""
+    root = Path(__file__).resolve().parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(p for room in CODE for p in (root / room).rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def versions() -> dict[str, Any]:
     """Versions of this software, Python and the packages."""
-    return {"revisage": __version__, "python": sys.version.split()[0], "packages": package_versions()}
+    return {
+        "revisage": __version__,
+        "code_sha256": code_sha256(),
+        "python": sys.version.split()[0],
+        "packages": package_versions(),
+    }
 
 
 def hardware(device: torch.device) -> dict[str, Any]:

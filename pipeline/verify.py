@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,24 @@ from PIL import Image
 
 from pipeline.chain import pick_device
 from pipeline.config import load_chain, weight_hashes
-from pipeline.images import ImageError, Limits, fit_mask, pad_square, read_bytes, read_mask, read_picture, sha256
+from pipeline.credentials import RECORD_LABEL, read_manifest, unsigned
+from pipeline.images import (
+    ImageError,
+    Limits,
+    file_sha256,
+    fit_mask,
+    pad_square,
+    read_bytes,
+    read_mask,
+    read_picture,
+    sha256,
+)  # fmt: skip
 from pipeline.journal import read_records
 from pipeline.output import OutputError, OutputFolder
-from pipeline.planning import InputSet, target_of
+from pipeline.planning import InputSet, Task, record_target, target_of
 from pipeline.restorer import FAILURES, Face, Restorer
-from pipeline.worker import Job, product_paths, render
+from pipeline.run_record import code_sha256
+from pipeline.worker import Job, Worker, product_paths, render, reproducible
 
 
 def _sample(journal: Path, count: int | None) -> Iterator[dict[str, Any]]:
@@ -32,15 +46,31 @@ def _sample(journal: Path, count: int | None) -> Iterator[dict[str, Any]]:
 
 def _changed_files(record: dict[str, Any], folder: str, output: OutputFolder) -> Iterator[str]:
     """What is wrong with the files of a record as they lie there now."""
-    paths = product_paths(folder, target_of(record["input"]))
+    paths = product_paths(folder, record_target(record))
     for kind, digest in record.get("files_sha256", {}).items():
         data = output.read(paths[kind])
         if data is None:
             yield f"{paths[kind]} is missing"
         elif sha256(data) != digest:
             yield f"{paths[kind]} was changed after it was written"
+        elif kind == "image" and "unsigned_sha256" in record:
+            yield from (f"{paths[kind]}: {problem}" for problem in _signature_problems(data, record))
     if not record.get("files_sha256") and output.read(paths["image"]) is not None:
         yield f"{paths['image']} exists, though the status is {record['status']}"
+
+
+def _signature_problems(png: bytes, record: dict[str, Any]) -> Iterator[str]:
+    """What is wrong with the manifest of a signed picture."""
+    try:
+        manifest, wrong = read_manifest(png)
+        same = sha256(unsigned(png)) == record["unsigned_sha256"]
+    except ValueError as error:
+        yield str(error)
+        return
+    yield from (f"its manifest is not valid: {code}" for code in wrong)
+    said: dict[str, Any] = next((a["data"] for a in manifest["assertions"] if a["label"] == RECORD_LABEL), {})
+    if not same or said.get("input_sha256") != record["input_sha256"]:
+        yield "its manifest is that of another picture"
 
 
 def _find_input(record: dict[str, Any], roots: Sequence[str], limits: Limits) -> tuple[str, bytes] | None:
@@ -70,10 +100,51 @@ def _made_again(
     face = Face(record["input"], pad_square(bare) if square else bare, record["input_sha256"], mask)
     result = restorer.run([face], priors=job.save_priors)[0]
     for kind, made in render(result, restorer, job).items():
-        if sha256(made) != record["files_sha256"].get(kind):
+        if sha256(made) != reproducible(record).get(kind):
             yield f"{record['input']}: made again, {kind} is not the same"
     if result.status != record["status"]:
         yield f"{record['input']}: made again, the status is {result.status}, the journal says {record['status']}"
+
+
+class _Frames:
+    """Whole frames and videos made again, in a temporary folder; the lines of one input stand together in the journal,
+    so that each is made again once."""
+
+    def __init__(self, restorer: Restorer, job: Job) -> None:
+        self.restorer, self.job = restorer, job
+        self._made: tuple[str, dict[int | None, dict[str, Any]]] = ("", {})
+
+    def find(self, record: dict[str, Any], roots: Sequence[str]) -> str | None:
+        """The file of a record's input, if it is still there unchanged."""
+        for root in roots:
+            path = os.path.join(root, record["input"])
+            try:
+                if file_sha256(path) == record["input_sha256"]:
+                    return path
+            except ImageError:
+                continue
+        return None
+
+    def differences(self, record: dict[str, Any], path: str) -> Iterator[str]:
+        """What differs for one line when its input is made again."""
+        name = record["input"]
+        if self._made[0] != name:
+            with tempfile.TemporaryDirectory(prefix="revisage-verify-") as folder:
+                worker = Worker(self.restorer, replace(self.job, output=folder))
+                outcomes = worker.process([(Task(name, path, target_of(name)), None)])
+                found = [outcome.record for outcome in outcomes if outcome.record is not None]
+            self._made = (name, {made.get("face"): made for made in found})
+        label = name if record.get("face") is None else f"{name}, face {record['face']}"
+        made = self._made[1].get(record.get("face"))
+        if made is None:
+            yield f"{label}: made again, it is not there"
+            return
+        expected = reproducible(record)
+        for kind in sorted(made["files_sha256"].keys() | expected.keys()):
+            if made["files_sha256"].get(kind) != expected.get(kind):
+                yield f"{label}: made again, {kind} is not the same"
+        if made["status"] != record["status"] or made.get("faces") != record.get("faces"):
+            yield f"{label}: made again, the status is {made['status']}, the journal says {record['status']}"
 
 
 def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) -> int:
@@ -97,15 +168,35 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
     Image.MAX_IMAGE_PIXELS = None
     restorer = Restorer(config, pick_device(run["device"]), run["precision"], run["batch_size"], request["max_pixels"])
     weights = weight_hashes(config)
-    job = Job(str(output), request["folder"], "", "overwrite", request["save_priors"], config.digest(), weights)
+    boxes = request.get("boxes")
+    copies = run["marking"]["strip"] == "copies"
+    job = Job(
+        str(output), request["folder"], "", "overwrite", request["save_priors"], config.digest(), weights, boxes, copies
+    )
+    frames = _Frames(restorer, job) if config.takes_frames else None
     masks = InputSet((), output, Path(request["mask"]) if request["mask"] else None)
     roots, folder = [*inputs, *run["input_roots"]], OutputFolder(output)
     checked = remade = absent = 0
+    if run["versions"]["code_sha256"] != code_sha256():
+        print("note: the code is not that of the run; what is made again is made with this one")
     problems = [f"weights {n} differ from the run's" for n, h in run["weights_sha256"].items() if weights.get(n) != h]
     for record in _sample(journal, sample):
         checked += 1
         found = list(_changed_files(record, job.folder, folder))
-        if record["status"] not in FAILURES and record["input_sha256"]:
+        if record["status"] not in FAILURES and record["input_sha256"] and frames is not None:
+            if (path := frames.find(record, roots)) is None:
+                absent += 1
+            else:
+                remade += 1
+                found += frames.differences(record, path)
+        elif (record.get("notes") or {}).get("in_bands") and record["input_sha256"]:
+            single = _Frames(restorer, job)  # a large picture is made again as it was made: by a worker, in bands
+            if (path := single.find(record, roots)) is None:
+                absent += 1
+            else:
+                remade += 1
+                found += single.differences(record, path)
+        elif record["status"] not in FAILURES and record["input_sha256"]:
             if (there := _find_input(record, roots, restorer.limits)) is None:
                 absent += 1
             else:

@@ -2,20 +2,29 @@
 
 import io
 import os
+import re
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image
 
+from pipeline.config import SigningConfig
+from pipeline.credentials import Signer
+from pipeline.face import Face
 from pipeline.images import (
+    VIDEO_ENDINGS,
     ImageError,
     decode,
     encode_png,
+    file_sha256,
     fit_mask,
     open_header,
     pad_square,
@@ -24,15 +33,25 @@ from pipeline.images import (
     sha256,
     to_uint8,
 )  # fmt: skip
+from pipeline.marking import marked
 from pipeline.output import OutputFolder
-from pipeline.planning import Task
+from pipeline.planning import Task, face_target
 from pipeline.provenance import png_text
-from pipeline.restorer import Face, Restorer, Result, failure
+from pipeline.restorer import FAILURES, Restorer, Result, failure
+from pipeline.sources.boxes import BoxFile
+from pipeline.sources.frames import faces_of, overall, paste_all
+from pipeline.sources.video import VideoFaces
+from pipeline.storage import open_output
+from stages.base import Detection
 
 # Above these a picture is no thumbnail: it is decoded and run alone, so that no queue ever holds several of them.
 LARGE_BYTES, LARGE_PIXELS = 1 << 20, 1 << 16
+# The same for whole frames, of which few are in hand at a time: 4096 x 4096.
+LARGE_FRAME_BYTES, LARGE_FRAME_PIXELS = 1 << 25, 1 << 24
 WAITING_BATCHES = 16  # faces waiting for companions of their size, in batches; then the largest group goes as it is
 IO_THREADS = 2
+FRAMES_AHEAD = 4  # frames and videos in hand for reading: each may be large
+_FACE_NAME = re.compile(r"face_\d{3,}")
 
 OnExists = Literal["skip", "overwrite", "error"]
 
@@ -48,6 +67,9 @@ class Job:
         on_exists: what to do with an output that the journal does not account for.
         save_priors: also write landmarks, heatmaps, parsing and mask.
         chain_digest, weights: for the record inside the pictures.
+        boxes: file of the boxes of faces, where the chain asks for one.
+        marked: also write a copy of every generated picture with the standing words burnt in below it.
+        signing: certificate and key for the manifests in the pictures.
     """
 
     output: str
@@ -57,6 +79,9 @@ class Job:
     save_priors: bool
     chain_digest: str
     weights: dict[str, str]
+    boxes: str | None = None
+    marked: bool = False
+    signing: SigningConfig | None = None
 
     def key(self, digest: str, mask_digest: str | None) -> str:
         """What must be equal for an earlier result to stand."""
@@ -65,24 +90,74 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one task, on its way to the journal.
+    """What became of one task, or of one face of it, on its way to the journal.
 
     Attributes:
         name: of the task.
         status: final status; `skipped` for an existing file left alone.
         record: the journal line, None where the earlier one stands.
         spent: seconds of decoding, network, encoding.
+        ends: whether the task has ended with it; False for the faces of an input, which come before its own outcome.
+        faces: statuses of the faces of an input that has ended, with their number.
+        pasted: what is to be put back into the frame; stays within the worker.
     """
 
     name: str
     status: str
     record: dict[str, Any] | None
     spent: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    ends: bool = True
+    faces: dict[str, int] = field(default_factory=dict)
+    pasted: Result | None = None
+
+
+@dataclass
+class _Open:
+    """An input of which several faces are under way.
+
+    Attributes:
+        found: faces that have a number. waiting: those of them that have not ended.
+        closed: no further faces will come. error: why there could be no more.
+        statuses, pasted: of the faces that have ended.
+        dropped: findings that were not taken. spent: seconds, as in `Outcome`.
+    """
+
+    task: Task
+    key: str = ""
+    digest: str | None = None
+    found: int = 0
+    waiting: int = 0
+    closed: bool = False
+    error: ImageError | None = None
+    damage: str | None = None
+    statuses: Counter[str] = field(default_factory=Counter)
+    pasted: list[Result] = field(default_factory=list)
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    spent: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+
+    def take(self, outcome: Outcome) -> None:
+        """One of the faces has ended."""
+        self.waiting -= 1
+        self.statuses[outcome.status] += 1
+        self.spent = [a + b for a, b in zip(self.spent, outcome.spent, strict=True)]
+        if outcome.pasted is not None:
+            self.pasted.append(outcome.pasted)
+
+    def verdict(self) -> tuple[str, str | None, str | None]:
+        """Status, reason and error of the input as a whole, once all its faces have ended."""
+        if self.error is not None:
+            return self.error.status, self.error.status, str(self.error)
+        status, reason, error = overall(self.statuses, len(self.dropped))
+        if status in ("ok", "no_face") and self.damage is not None and self.found:
+            return "review", self.damage, None
+        return status, reason, error
 
 
 @dataclass
 class _Loaded:
-    """A task after decoding: a face, or already an outcome, or a large picture still to be decoded."""
+    """A task after decoding: a face, or already an outcome, or a large picture or video still to be decoded; or one
+    face of an input that has several."""
 
     task: Task
     face: Face | None = None
@@ -90,13 +165,16 @@ class _Loaded:
     key: str = ""
     large: bool = False
     seconds: float = 0.0
+    owner: _Open | None = None
+    faces: list[Face] = field(default_factory=list)
+    failed: list[Result] = field(default_factory=list)
 
 
 @dataclass
 class _Groups:
     """Faces waiting for others of their size."""
 
-    waiting: dict[tuple[int, int, bool], list[_Loaded]] = field(default_factory=dict)
+    waiting: dict[tuple[int, int, bool, int], list[_Loaded]] = field(default_factory=dict)
     count: int = 0
 
     def add(self, item: _Loaded) -> list[_Loaded]:
@@ -106,12 +184,12 @@ class _Groups:
         self.count += 1
         return group
 
-    def take(self, group: tuple[int, int, bool]) -> list[_Loaded]:
+    def take(self, group: tuple[int, int, bool, int]) -> list[_Loaded]:
         items = self.waiting.pop(group)
         self.count -= len(items)
         return items
 
-    def largest(self) -> tuple[int, int, bool]:
+    def largest(self) -> tuple[int, int, bool, int]:
         return max(self.waiting, key=lambda g: len(self.waiting[g]))
 
 
@@ -119,6 +197,8 @@ def product_paths(folder: str, target: str) -> dict[str, str]:
     """Paths (relative to the output root) of everything that may be written for a target."""
     return {
         "image": f"{folder}/{target}.png",
+        "thumbnail": f"thumbnails/{target}.png",
+        "marked": f"_run/marked/{target}.png",
         "uncertainty": f"uncertainty/{target}.png",
         "occlusion": f"occlusion/{target}.png",
         "priors": f"priors/{target}.npz",
@@ -126,26 +206,19 @@ def product_paths(folder: str, target: str) -> dict[str, str]:
 
 
 def render(result: Result, restorer: Restorer, job: Job) -> dict[str, bytes]:
-    """The files of a result by kind (`image`, `uncertainty`, `occlusion`, `priors`); equal results give equal bytes."""
+    """The files of a result by kind (`image`, `uncertainty`, `occlusion`, `thumbnail`, `marked`, `priors`), unsigned;
+    equal results give equal bytes."""
     if result.image is None:
         return {}
-    short = {
-        "software": "revisage",
-        "chain": restorer.config.name,
-        "chain_sha256": job.chain_digest,
-        "weights_sha256": job.weights,
-        "seed": restorer.seed_of(result.input_sha256 or ""),
-        "precision": restorer.precision,
-        "input_sha256": result.input_sha256,
-        "status": result.status,
-        "verdict": result.verdict,
-        "reason": result.reason,
-    }
-    text = png_text(short, restorer.chain.generative)
+    text = png_text(short_record(result, restorer, job), restorer.chain.generative)
     files = {"image": encode_png(result.image, text)}
+    if job.marked and restorer.chain.generative:
+        files["marked"] = encode_png(marked(result.image), text)
     for kind, values in (("uncertainty", result.uncertainty), ("occlusion", result.occlusion)):
         if values is not None:
             files[kind] = encode_png(to_uint8(values), text)
+    if result.thumbnail is not None:
+        files["thumbnail"] = encode_png(result.thumbnail)
     if job.save_priors:
         priors = {
             "landmarks": result.landmarks, "landmark_confidence": result.landmark_confidence,
@@ -158,6 +231,29 @@ def render(result: Result, restorer: Restorer, job: Job) -> dict[str, bytes]:
     return files
 
 
+def short_record(result: Result, restorer: Restorer, job: Job) -> dict[str, Any]:
+    """What a picture says of itself: how it was made, from what, and what came of it."""
+    return {
+        "software": "revisage",
+        "chain": restorer.config.name,
+        "chain_sha256": job.chain_digest,
+        "weights_sha256": job.weights,
+        "seed": restorer.seed_of(result.input_sha256 or ""),
+        "precision": restorer.precision,
+        "input_sha256": result.input_sha256,
+        "status": result.status,
+        "verdict": result.verdict,
+        "reason": result.reason,
+    }
+
+
+def reproducible(record: dict[str, Any]) -> dict[str, str]:
+    """Hashes by kind of the files that the same chain gives again; a signed picture counts as it was before signing,
+    for a signature holds the time."""
+    hashes: dict[str, str] = record.get("files_sha256") or {}
+    return hashes | {"image": record["unsigned_sha256"]} if "unsigned_sha256" in record else hashes
+
+
 def _rounded(values: np.ndarray | float | None, digits: int) -> Any:
     return None if values is None else np.round(np.asarray(values, np.float64), digits).tolist()
 
@@ -167,7 +263,15 @@ class Worker:
 
     def __init__(self, restorer: Restorer, job: Job) -> None:
         self.restorer, self.job = restorer, job
-        self.output = OutputFolder(Path(job.output))
+        self.output = open_output(job.output)
+        self._groups = _Groups()
+        self._writing: deque[Future[Outcome]] = deque()
+        self._open: dict[str, _Open] = {}
+
+    @cached_property
+    def boxes(self) -> BoxFile | None:
+        """The boxes given for the inputs."""
+        return BoxFile(Path(self.job.boxes)) if self.job.boxes else None
 
     # Reading
 
@@ -178,8 +282,12 @@ class Worker:
         try:
             if task.refused:
                 raise ImageError("unsupported", task.refused)
+            if self.restorer.chain.opening is not None:
+                return self._load_frame(task, prior, alone)
             if not alone and _size_of(task.source) > LARGE_BYTES:
                 return _Loaded(task, large=True)
+            if alone and (outcome := self._in_bands(task, prior)) is not None:
+                return _Loaded(task, outcome=outcome)
             data = read_bytes(task.source, self.restorer.limits)
             digest = sha256(data)
             mask_data = read_bytes(task.mask, self.restorer.limits) if task.mask else None
@@ -206,47 +314,135 @@ class Worker:
             result = failure(task.name, ImageError("failed", "not enough memory to decode it"), digest)
         return _Loaded(task, outcome=self._write(task, result, "", time.perf_counter() - started))
 
+    def _in_bands(self, task: Task, prior: dict[str, Any] | None) -> Outcome | None:
+        """A large picture for an editor and nothing else: edited and written in bands of rows, so that its size costs
+        no memory. None where it has to go the ordinary way. Raises `ImageError`."""
+        from pipeline.large import edit_picture, editor_of
+
+        stage = editor_of(self.restorer.chain)
+        if stage is None or task.mask or self.job.marked or self.job.signing or type(self.output) is not OutputFolder:
+            return None
+        started, digest = time.perf_counter(), file_sha256(task.source)
+        key = self.job.key(digest, None)
+        if (standing := self._standing(task, prior, key)) is not None:
+            return standing
+        done = Result(task.name, "ok", verdict="restored", input_sha256=digest)
+        text = png_text(short_record(done, self.restorer, self.job), self.restorer.chain.generative)
+        paths = {k: p for k, p in product_paths(self.job.folder, task.target).items() if k in ("image", "uncertainty")}
+        files: dict[str, Path] = {}
+        least = self.restorer.config.verdict.min_face_score
+        try:
+            files = {kind: self.output.reserve(path) for kind, path in paths.items()}
+            edit = edit_picture(
+                Path(task.source), files["image"], files["uncertainty"], stage, self.restorer.limits, text, least
+            )
+            if edit is None:
+                return None
+            if edit.face_score < least:
+                reason = f"no face found: score {edit.face_score:.2f} is under {least:.2f}"
+                done = Result(task.name, "no_face", reason=reason, input_sha256=digest)
+            done = replace(done, face_score=edit.face_score, notes=edit.notes, seconds=edit.seconds)
+            made = {}
+            for kind, path in files.items() if done.status == "ok" else ():
+                made[kind] = file_sha256(path)
+                self.output.settle(path, paths[kind])
+        except OSError as error:
+            raise ImageError("failed", f"cannot be written: {error.strerror or error}") from error
+        finally:
+            for path in files.values():
+                path.unlink(missing_ok=True)
+        return self._write(task, done, key, time.perf_counter() - started - edit.seconds, made)
+
+    def _load_frame(self, task: Task, prior: dict[str, Any] | None, alone: bool) -> _Loaded:
+        """A whole picture: see whether its earlier result stands, else find its faces and cut them out."""
+        started, opening = time.perf_counter(), self.restorer.chain.opening
+        assert opening is not None
+        owner = _Open(task)
+        try:
+            if is_video(task) or (not alone and _size_of(task.source) > LARGE_FRAME_BYTES):
+                return _Loaded(task, large=True)
+            data = read_bytes(task.source, self.restorer.limits)
+            owner.digest = sha256(data)
+            owner.key = self._frame_key(task, owner.digest)
+            if (standing := self._standing(task, prior, owner.key)) is not None:
+                return _Loaded(task, outcome=standing)
+            image = open_header(data, task.source, self.restorer.limits)
+            if not alone and image.width * image.height > LARGE_FRAME_PIXELS:
+                return _Loaded(task, large=True)
+            found = faces_of(opening, decode(image), task.name, owner.digest, self._boxes_of(task))
+            owner.found = owner.waiting = len(found.faces) + len(found.failed)
+            owner.dropped = found.dropped
+            item = _Loaded(task, key=owner.key, owner=owner, faces=found.faces, failed=found.failed)
+        except ImageError as error:
+            owner.error = error
+        except MemoryError:
+            owner.error = ImageError("failed", "not enough memory to look for faces in it")
+        owner.closed = True
+        owner.spent[0] += time.perf_counter() - started
+        return item if owner.error is None else _Loaded(task, outcome=self._end(owner))
+
+    def _frame_key(self, task: Task, digest: str) -> str:
+        return self.job.key(digest, f"boxes {self.boxes.digest(task.name)}" if self.boxes else None)
+
+    def _boxes_of(self, task: Task, frame: int | None = None) -> list[Detection] | None:
+        return None if self.boxes is None else self.boxes.of(task.name, frame)
+
     def _standing(self, task: Task, prior: dict[str, Any] | None, key: str) -> Outcome | None:
         """The outcome of an input that needs no work: its earlier result stands, or its existing file is to be left."""
-        paths = product_paths(self.job.folder, task.target)
         if prior is not None and prior.get("key") == key and prior["status"] in ("ok", "review", "no_face"):
-            hashes = prior["files_sha256"] or {}
-            if all(
-                (data := self.output.read(paths[kind])) is not None and sha256(data) == h for kind, h in hashes.items()
+            faces = prior.get("faces") or []
+            if self._proven(prior, task.target, key) and all(
+                face is not None and self._proven(face, face_target(task.target, index), key)
+                for index, face in enumerate(faces)
             ):
-                return Outcome(task.name, prior["status"], None)
-        if self.job.on_exists == "skip" and os.path.exists(self.output.path(paths["image"])):
+                return Outcome(task.name, prior["status"], None, faces=Counter(face["status"] for face in faces))
+        if self.job.on_exists == "skip" and exists_already(self.output, self.job.folder, task.target):
             return Outcome(task.name, "skipped", None)
         return None
 
+    def _proven(self, record: dict[str, Any], target: str, key: str) -> bool:
+        """Whether the files of an earlier record are there as they were written, by this very chain."""
+        paths = product_paths(self.job.folder, target)
+        return record.get("key") == key and all(
+            (data := self.output.read(paths[kind])) is not None and sha256(data) == h
+            for kind, h in (record["files_sha256"] or {}).items()
+        )
+
     # Writing
 
-    def _write(self, task: Task, result: Result, key: str, decoding: float) -> Outcome:
-        """Write a result's files, remove what an earlier run left under its name, and make its record."""
-        started = time.perf_counter()
-        paths = product_paths(self.job.folder, task.target)
+    def _write(
+        self, task: Task, result: Result, key: str, decoding: float, made: Mapping[str, str] = MappingProxyType({})
+    ) -> Outcome:
+        """Write a result's files, remove what an earlier run left under its name, and make its record.
+
+        `made` holds the hashes of files that are in their places already."""
+        started, origin = time.perf_counter(), result.origin
+        target = task.target if origin is None else face_target(task.target, origin.index)
+        paths = product_paths(self.job.folder, target)
         files: dict[str, bytes] = {}
         try:
             files = render(result, self.restorer, self.job)
+            plain = self._sign(files, task, result)
             for kind, data in files.items():
                 self.output.write(paths[kind], data)
-        except OSError as error:
-            result = failure(
-                task.name, ImageError("failed", f"cannot be written: {error.strerror or error}"), result.input_sha256
-            )
-            files = {}
+        except (OSError, ImageError) as error:
+            reason = getattr(error, "strerror", None) or error
+            result = failure(task.name, ImageError("failed", f"cannot be written: {reason}"), result.input_sha256)
+            files, plain = {}, {}
         if self.job.on_exists == "overwrite":
-            for kind in paths.keys() - files.keys():
+            for kind in paths.keys() - files.keys() - made.keys():
                 self.output.remove(paths[kind])
         encoding = time.perf_counter() - started
-        hashes = {kind: sha256(data) for kind, data in files.items()}
-        record = {
+        hashes = {kind: sha256(data) for kind, data in files.items()} | dict(made)
+        record: dict[str, Any] = {
             "input": task.name,
+            **({} if origin is None else {"face": origin.index}),
             "input_sha256": result.input_sha256,
             "status": result.status,
-            "output": paths["image"] if "image" in files else None,
+            "output": paths["image"] if "image" in hashes else None,
             "output_sha256": hashes.get("image"),
             "files_sha256": hashes,
+            **plain,
             "landmarks_px": _rounded(result.landmarks, 2),
             "landmark_confidence": _rounded(
                 None if result.landmark_confidence is None else result.landmark_confidence.mean(), 3
@@ -261,11 +457,115 @@ class Worker:
             "notes": result.notes,
             "key": key,
         }
-        return Outcome(task.name, result.status, record, (decoding, result.seconds, encoding))
+        spent = (decoding, result.seconds, encoding)
+        if origin is None:
+            return Outcome(task.name, result.status, record, spent)
+        record |= origin.record() | {"to_source": _rounded(result.to_source, 6)}
+        pasted = result if "image" in files and result.paste_mask is not None else None
+        return Outcome(task.name, result.status, record, spent, ends=False, pasted=pasted)
+
+    @cached_property
+    def signer(self) -> Signer | None:
+        """Signs the pictures, where the chain asks for it."""
+        return None if self.job.signing is None else Signer(self.job.signing)
+
+    def _sign(self, files: dict[str, bytes], task: Task, result: Result) -> dict[str, str]:
+        """Sign the image among `files`, in place; returns what the record says of it. The parent is the input, or the
+        thumbnail that was cut out of it. Raises `ImageError` where the input is not what it was, `OSError`."""
+        if self.signer is None or "image" not in files:
+            return {}
+        plain = files["image"]
+        if result.origin is not None and "thumbnail" in files:
+            parent, name, kind = files["thumbnail"], f"{task.name}, face {result.origin.index}", "image/png"
+        else:
+            parent, name = read_bytes(task.source, self.restorer.limits), task.name
+            if sha256(parent) != result.input_sha256:
+                raise ImageError("failed", "the input was changed during the run")
+            header = open_header(parent, task.source, replace(self.restorer.limits, accepts_px=None))
+            kind = Image.MIME[header.format or "PNG"]
+        record = short_record(result, self.restorer, self.job)
+        files["image"] = self.signer.sign(plain, parent, name, kind, record, self.restorer.chain.generative)
+        return {"unsigned_sha256": sha256(plain)}
+
+    def _end(self, owner: _Open) -> Outcome:
+        """The outcome of an input whose faces have all ended: its frame with the faces in it, and its own line."""
+        started, task = time.perf_counter(), owner.task
+        status, reason, error = owner.verdict()
+        files: dict[str, bytes] = {}
+        plain: dict[str, str] = {}
+        paths = product_paths(self.job.folder, task.target)
+        path = paths["image"]
+        if owner.pasted and status not in FAILURES:
+            try:
+                files, plain = self._put_back(owner, status)
+                for kind, data in files.items():
+                    self.output.write(paths[kind], data)
+            except (ImageError, OSError) as problem:
+                status = reason = "failed"
+                error, files = f"the faces cannot be put back: {problem}", {}
+        if self.job.on_exists == "overwrite":
+            self._clear(owner, "image" in files)
+        owner.spent[2] += time.perf_counter() - started
+        record = {
+            "input": task.name,
+            "faces": owner.found,
+            "input_sha256": owner.digest,
+            "status": status,
+            "output": path if files else None,
+            "output_sha256": sha256(files["image"]) if files else None,
+            "files_sha256": {kind: sha256(data) for kind, data in files.items()},
+            **plain,
+            "landmarks_px": None,
+            "landmark_confidence": None,
+            "face_score": None,
+            "occluded_fraction": None,
+            "lr_consistency_db": None,
+            "verdict": "restored" if status == "ok" else "not_decidable",
+            "reason": reason,
+            "seconds": round(sum(owner.spent), 4),
+            "error": error,
+            "face_statuses": dict(sorted(owner.statuses.items())),
+            "dropped": owner.dropped,
+            "notes": owner.notes,
+            "key": owner.key,
+        }
+        spent = (owner.spent[0], 0.0, time.perf_counter() - started)
+        return Outcome(task.name, status, record, spent, faces=dict(owner.statuses))
+
+    def _put_back(self, owner: _Open, status: str) -> tuple[dict[str, bytes], dict[str, str]]:
+        """The frame with its faces as files, and what the record says of its signature. It is read again: keeping every
+        frame until its faces are done would take more memory than reading takes time. Raises `ImageError`."""
+        closing = self.restorer.chain.closing
+        assert closing is not None and owner.digest is not None
+        data = read_bytes(owner.task.source, self.restorer.limits)
+        if sha256(data) != owner.digest:
+            raise ImageError("failed", "the file was changed during the run")
+        picture = decode(open_header(data, owner.task.source, self.restorer.limits))
+        image = paste_all(closing, picture, owner.pasted)
+        verdict: Literal["restored", "not_decidable"] = "restored" if status == "ok" else "not_decidable"
+        frame = Result(owner.task.name, "ok", image, verdict=verdict, input_sha256=owner.digest)
+        frame = replace(frame, status="review") if status == "review" else frame
+        files = render(frame, self.restorer, self.job)
+        return files, self._sign(files, owner.task, frame)
+
+    def _clear(self, owner: _Open, pasted: bool) -> None:
+        """Remove what earlier runs left of an input that it does not have any more."""
+        target = owner.task.target
+        kept = {face_target(target, index) for index in range(owner.found)}
+        for kind, path in product_paths(self.job.folder, target).items():
+            if kind not in ("image", "marked") or not pasted:
+                self.output.remove(path)
+            folder = path[: -len(".png")]
+            for name in self.output.names(folder):
+                stem, ending = os.path.splitext(name)
+                if _FACE_NAME.fullmatch(stem) and ending in (".png", ".npz") and f"{target}/{stem}" not in kept:
+                    self.output.remove(f"{folder}/{name}")
 
     def record_failure(self, task: Task, result: Result) -> Outcome:
         """The outcome of a task that failed elsewhere."""
-        return self._write(task, result, "", 0.0)
+        if self.restorer.chain.opening is None:
+            return self._write(task, result, "", 0.0)
+        return self._end(_Open(task, error=ImageError("failed", result.error or "")))
 
     # Running
 
@@ -278,14 +578,14 @@ class Worker:
             OutputError: the output folder cannot be written any more.
         """
         size = self.restorer.batch_size
-        groups = _Groups()
+        ahead = size if self.restorer.chain.opening is None else FRAMES_AHEAD
+        self._groups, self._writing, self._open = _Groups(), deque(), {}
         reading: deque[tuple[Task, dict[str, Any] | None, Future[_Loaded]]] = deque()
-        writing: deque[Future[Outcome]] = deque()
         source = iter(tasks)
         with ThreadPoolExecutor(IO_THREADS, "decode") as readers, ThreadPoolExecutor(IO_THREADS, "encode") as writers:
             more = True
             while more or reading:
-                while more and len(reading) < size:
+                while more and len(reading) < ahead:
                     if (pair := next(source, None)) is None:
                         more = False
                     else:
@@ -293,33 +593,109 @@ class Worker:
                 if reading:
                     task, prior, future = reading.popleft()
                     item = future.result()
-                    if item.large:
-                        item = self._load(task, prior, alone=True)
-                        if item.face is not None:
-                            yield from (f.result() for f in self._restore([item], writers))
-                    elif item.face is not None:
-                        if len(groups.add(item)) >= size:
-                            writing.extend(self._restore(groups.take(item.face.group), writers))
-                    if item.outcome is not None:
-                        yield item.outcome
-                if groups.count > WAITING_BATCHES * size:
-                    writing.extend(self._restore(groups.take(groups.largest()), writers))
-                while writing and (writing[0].done() or len(writing) > 2 * size):
-                    yield writing.popleft().result()
-            while groups.waiting:
-                writing.extend(self._restore(groups.take(groups.largest()), writers))
-                while writing and writing[0].done():
-                    yield writing.popleft().result()
-            while writing:
-                yield writing.popleft().result()
+                    if item.large and is_video(task) and self.restorer.chain.opening is not None:
+                        yield from self._video(task, prior, writers)
+                    elif item.large:
+                        yield from self._accept(self._load(task, prior, alone=True), writers, at_once=True)
+                    else:
+                        yield from self._accept(item, writers)
+                yield from self._written(2 * size)
+            while self._groups.waiting:
+                self._restore(self._groups.take(self._groups.largest()), writers)
+                yield from self._written(len(self._writing))
+            yield from self._written(0)
 
-    def _restore(self, items: list[_Loaded], writers: ThreadPoolExecutor) -> list[Future[Outcome]]:
+    def _accept(self, item: _Loaded, writers: ThreadPoolExecutor, at_once: bool = False) -> Iterator[Outcome]:
+        """Take what was loaded: pass its outcome on, or queue its faces."""
+        if item.outcome is not None:
+            yield item.outcome
+        elif item.owner is None and at_once:
+            self._restore([item], writers)
+            yield from self._written(0)
+        elif item.owner is None:
+            self._queue(item, writers)
+        else:
+            self._open[item.task.name] = item.owner
+            share = item.owner.spent[0] / max(1, item.owner.found)
+            for result in item.failed:
+                self._writing.append(writers.submit(self._write, item.task, result, item.key, share))
+            for face in item.faces:
+                self._queue(_Loaded(item.task, face, key=item.key, owner=item.owner), writers)
+            yield from self._ended(item.owner)
+
+    def _video(self, task: Task, prior: dict[str, Any] | None, writers: ThreadPoolExecutor) -> Iterator[Outcome]:
+        """Follow the faces of a video; each goes into the queue when it has left the picture."""
+        started, owner, opening = time.perf_counter(), _Open(task), self.restorer.chain.opening
+        assert opening is not None
+        try:
+            owner.digest = file_sha256(task.source)
+            owner.key = self._frame_key(task, owner.digest)
+            if (standing := self._standing(task, prior, owner.key)) is not None:
+                yield standing
+                return
+            if self.restorer.chain.closing is not None:
+                raise ImageError("unsupported", 'a video: faces are put back into pictures only; leave out "paste"')
+            self._open[task.name] = owner
+            video = VideoFaces(
+                opening, self.restorer.config.video, self.restorer.chain.moments, task.source, task.name, owner.digest,
+                self.restorer.limits, None if self.boxes is None else partial(self.boxes.of, task.name),
+            )  # fmt: skip
+            for found in video:
+                owner.found += 1
+                owner.waiting += 1
+                if isinstance(found, Result):
+                    self._writing.append(writers.submit(self._write, task, found, owner.key, 0.0))
+                else:
+                    self._queue(_Loaded(task, found, key=owner.key, owner=owner), writers)
+                yield from self._written(2 * self.restorer.batch_size)
+            owner.dropped, owner.notes, owner.damage = video.dropped, video.notes, video.damage
+        except ImageError as error:
+            owner.error = error
+        owner.closed = True
+        owner.spent[0] += time.perf_counter() - started
+        self._open[task.name] = owner
+        yield from self._ended(owner)
+
+    def _ended(self, owner: _Open) -> Iterator[Outcome]:
+        """The outcome of an input once all its faces have ended."""
+        if owner.closed and owner.waiting == 0:
+            del self._open[owner.task.name]
+            yield self._end(owner)
+
+    def _queue(self, item: _Loaded, writers: ThreadPoolExecutor) -> None:
+        """Let a face wait for others of its size; a full batch is restored."""
+        size = self.restorer.batch_size
+        assert item.face is not None
+        if len(self._groups.add(item)) >= size:
+            self._restore(self._groups.take(item.face.group), writers)
+        elif self._groups.count > WAITING_BATCHES * size:
+            self._restore(self._groups.take(self._groups.largest()), writers)
+
+    def _written(self, most: int) -> Iterator[Outcome]:
+        """Outcomes of what has been written, waiting until at most `most` are still being written."""
+        while self._writing and (self._writing[0].done() or len(self._writing) > most):
+            outcome = self._writing.popleft().result()
+            yield replace(outcome, pasted=None)
+            if not outcome.ends:
+                owner = self._open[outcome.name]
+                owner.take(outcome)
+                yield from self._ended(owner)
+
+    def _restore(self, items: list[_Loaded], writers: ThreadPoolExecutor) -> None:
         faces = [item.face for item in items if item.face is not None]
         results = self.restorer.run(faces, priors=self.job.save_priors)
-        return [
-            writers.submit(self._write, item.task, result, item.key, item.seconds)
-            for item, result in zip(items, results, strict=True)
-        ]
+        for item, result in zip(items, results, strict=True):
+            self._writing.append(writers.submit(self._write, item.task, result, item.key, item.seconds))
+
+
+def is_video(task: Task) -> bool:
+    """Whether an input is a video, going by its ending."""
+    return os.path.splitext(task.source)[1].lower() in VIDEO_ENDINGS
+
+
+def exists_already(output: OutputFolder, folder: str, target: str) -> bool:
+    """Whether an output of an input is there: its picture, or its first face."""
+    return any(output.exists(f"{folder}/{t}.png") for t in (target, face_target(target, 0)))
 
 
 def in_hand(batch_size: int) -> int:

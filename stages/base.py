@@ -1,10 +1,14 @@
 """What every stage is: options checked at load time, fields read and written, one call."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar, Generic, Literal, TypeVar
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
+from torch import Tensor
 
 from stages.batch import FaceBatch
 
@@ -20,8 +24,8 @@ class StageConfig(BaseModel):
 ConfigT = TypeVar("ConfigT", bound=StageConfig)
 
 
-class Stage(ABC, Generic[ConfigT]):
-    """One step of a chain.
+class Step(ABC, Generic[ConfigT]):
+    """One step of a chain: a `Stage` from faces to faces, or its `Opening` or `Closing`.
 
     Class attributes:
         Config: the pydantic class of its options.
@@ -30,6 +34,8 @@ class Stage(ABC, Generic[ConfigT]):
             resampling and measurement. Recorded in the provenance.
         carries: fields that the stage brings along to the new size of `image` where an earlier stage wrote them.
         accepts_px: smallest and largest side of the square face crops it takes as first stage; None = any picture.
+        one_by_one: works on one face at a time, so that its result cannot depend on how many come together.
+        training: config that trains its weights, named where they are missing.
     """
 
     Config: ClassVar[type[StageConfig]]
@@ -38,17 +44,113 @@ class Stage(ABC, Generic[ConfigT]):
     generative: ClassVar[bool] = True
     carries: ClassVar[frozenset[str]] = frozenset()
     accepts_px: ClassVar[tuple[int, int] | None] = None
+    one_by_one: ClassVar[bool] = False
+    training: ClassVar[str | None] = None
+
+    @property
+    def moments(self) -> int:
+        """Thumbnails of one face, out of a video, that the stage makes use of."""
+        return 1
 
     def __init__(self, config: ConfigT, device: torch.device, precision: Precision) -> None:
         """Build the stage, loading its weights. Raises `WeightsError` where a card or a weights file is wrong."""
         self.config, self.device, self.precision = config, device, precision
 
-    @abstractmethod
-    def __call__(self, batch: FaceBatch) -> FaceBatch:
-        """Process a batch whose tensors lie on `self.device`; never edits its argument."""
+    @classmethod
+    def is_forensic(cls, config: StageConfig) -> bool:
+        """Whether the step, with these options, is deterministic and nothing in it is learned: what a chain of the
+        forensic profile may hold."""
+        return False
 
     @classmethod
     def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
         """Names of the cards in `weights/` this stage would load, for checks before anything runs."""
         name = getattr(config, "weights", None)
         return (name,) if name else ()
+
+
+class Stage(Step[ConfigT]):
+    """A step from faces to faces."""
+
+    @abstractmethod
+    def __call__(self, batch: FaceBatch) -> FaceBatch:
+        """Process a batch whose tensors lie on `self.device`; never edits its argument."""
+
+
+@dataclass(frozen=True)
+class Detection:
+    """A face that was found, or said to be, in a frame.
+
+    Attributes:
+        box_xywh_px: left, top, width, height in pixels; the frame's edges are 0 and its width, height.
+        score: how sure the detector is, on its own scale; None for a box from a file.
+        points_px: (5, 2) eye centres, nose tip, mouth corners; None where only the box is known.
+        row: number of the box in its file, from 0 per picture; None for what a detector found.
+        error: why this cannot be used (a box outside the picture), else None.
+    """
+
+    box_xywh_px: tuple[float, float, float, float]
+    score: float | None = None
+    points_px: np.ndarray | None = None
+    row: int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A face cut out of its frame.
+
+    Attributes:
+        pixels: (n, n, 3) RGB uint8 in the canonical frame.
+        to_source: (2, 3) from pixels of the cut to pixels of the frame.
+    """
+
+    pixels: np.ndarray
+    to_source: np.ndarray
+
+
+class Opening(Step[ConfigT]):
+    """The first step of a chain that takes whole frames: finds the faces and cuts them out."""
+
+    @property
+    @abstractmethod
+    def reads_boxes(self) -> bool:
+        """Whether the faces come from a file of boxes and not from a detector."""
+
+    @abstractmethod
+    def find(self, frame: np.ndarray, given: Sequence[Detection] | None = None) -> list[Detection]:
+        """Every face of `frame`, (H, W, 3) uint8 RGB, the surest first; `given` boxes keep their order."""
+
+    @abstractmethod
+    def choose(
+        self, found: Sequence[Detection], size: tuple[int, int]
+    ) -> tuple[list[Detection], list[tuple[Detection, str]]]:
+        """The faces to go on with, and the others with the reason; `size` is (height, width) of the frame."""
+
+    @abstractmethod
+    def side_px(self, detection: Detection) -> float:
+        """Side of a face's crop in pixels of the frame: how large the face is."""
+
+    @abstractmethod
+    def cut(self, frame: np.ndarray, detection: Detection, side: int | None = None) -> Cut:
+        """Cut one face out of `frame`; at `side` px where given, else at the size the options ask for."""
+
+
+class Closing(Step[ConfigT]):
+    """The last step of a chain that takes whole frames: puts the faces back."""
+
+    @abstractmethod
+    def mask(self, batch: FaceBatch) -> Tensor:
+        """(B, 1, S, S) in [0, 1]: how far each pixel of `batch.image` shall replace the frame."""
+
+    @abstractmethod
+    def paste(
+        self,
+        frame: np.ndarray,
+        face: np.ndarray,
+        mask: np.ndarray,
+        to_source: np.ndarray,
+        covered: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """`frame` (H, W, 3) float32 in [0, 1] with `face` (S, S, 3) float32 in it under `mask` (S, S); `covered` (S, S)
+        says where the frame shows an occluder."""

@@ -17,7 +17,8 @@ class FaceBatch:
     Attributes:
         sources: B names of the inputs, for messages and records.
         image: (B, 3, H, W) the current picture; at the start the decoded input.
-        observed: (B, 3, h, w) the input as it was decoded, never changed by any stage: the evidence.
+        observed: (B, 3, h, w) the input as it was decoded, or as measured from several frames (`fuse`): the evidence,
+            changed by no learned stage.
         seeds: B integers, each drawn from (run seed, content hash), so that order and batching change nothing.
         grey: (B,) bool, True where the input is grey; a grey input must give a grey output.
         given_mask: (B, 1, h, w) occluder mask supplied by the user, 1 = covered; None when blind.
@@ -30,7 +31,9 @@ class FaceBatch:
         uncertainty: (B, 1, H, W) how invented each pixel is; 1 = wholly.
         occluded_fraction: (B,) share of the face frame that is covered.
         lr_consistency_db: (B,) PSNR between input and output averaged to its size, over visible pixels; dB.
-        to_source: (B, 2, 3) affine matrix from pixels of `image` to pixels of the source picture.
+        to_source: (B, 2, 3) affine matrix from pixels of `image` to pixels of the source picture. A stage that only
+            changes the size of `image` need not carry it: the chain does.
+        frames: (B, N, 3, h, w) thumbnails of the same face at N moments of a video, `image` itself first.
         notes: per face, further values a stage wants in the journal; B dictionaries of plain JSON values.
     """
 
@@ -50,6 +53,7 @@ class FaceBatch:
     occluded_fraction: Tensor | None = None
     lr_consistency_db: Tensor | None = None
     to_source: Tensor | None = None
+    frames: Tensor | None = None
     notes: tuple[dict[str, Any], ...] = field(default=())
 
     def __post_init__(self) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be used in training later
 def averaging_matrix(source: int, target: int) -> Tensor:
     """(target, source) float32 matrix of area averaging along one axis; rows sum to 1, sizes need not divide."""
     edges = torch.arange(target + 1, dtype=torch.float64) * (source / target)
@@ -39,6 +40,7 @@ def cubic_matrix(source: int, target: int) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _correcting_matrix(source: int, target: int) -> Tensor:
     """(target, source) float32, smooth, undoes area averaging: averaging(target -> source) @ it = identity."""
     up = cubic_matrix(source, target)

@@ -13,6 +13,27 @@ from stages.batch import FaceBatch
 LANCZOS_LOBES = 3
 
 
+def at_new_size(to_source: Tensor, scale: Tensor) -> Tensor:
+    """(B, 2, 3) matrices from pixels to source, after the pixels were brought to `scale` (x, y) times their number."""
+    shift = to_source[:, :, :2] @ (0.5 / scale - 0.5) + to_source[:, :, 2]  # edges lie at -0.5 and size - 0.5
+    return torch.cat([to_source[:, :, :2] / scale, shift[:, :, None]], dim=2)
+
+
+def carried(batch: FaceBatch, size: tuple[int, int]) -> dict[str, Tensor]:
+    """Landmarks, maps and `to_source` of a batch whose pictures go to `size` (height, width), as far as they exist."""
+    height, width = batch.image.shape[-2:]
+    changes: dict[str, Tensor] = {}
+    scale = torch.tensor([size[1] / width, size[0] / height], device=batch.image.device)  # (x, y)
+    if batch.landmarks is not None:
+        changes["landmarks"] = (batch.landmarks + 0.5) * scale - 0.5  # edges lie at -0.5 and size - 0.5
+    if batch.to_source is not None:
+        changes["to_source"] = at_new_size(batch.to_source, scale)
+    for name in ("occlusion", "uncertainty"):
+        if (value := getattr(batch, name)) is not None:
+            changes[name] = F.interpolate(value, size=size, mode="bilinear", antialias=True).clamp(0, 1)
+    return changes
+
+
 class ResampleConfig(StageConfig):
     """Options of `resample`."""
 
@@ -62,6 +83,11 @@ class Resample(Stage[ResampleConfig]):
     carries: ClassVar[frozenset[str]] = frozenset({"landmarks", "occlusion", "uncertainty", "to_source"})
     generative: ClassVar[bool] = False
 
+    @classmethod
+    def is_forensic(cls, config: StageConfig) -> bool:
+        """True: one formula, nothing learned."""
+        return True
+
     def __init__(self, config: ResampleConfig, device: torch.device, precision: Precision) -> None:
         super().__init__(config, device, precision)
 
@@ -69,14 +95,4 @@ class Resample(Stage[ResampleConfig]):
         height, width = batch.image.shape[-2:]
         factor = self.config.size / max(height, width)
         size = (max(1, round(height * factor)), max(1, round(width * factor)))
-        changes: dict[str, Tensor] = {"image": resample(batch.image, size, self.config.method)}
-        scale = torch.tensor([size[1] / width, size[0] / height], device=batch.image.device)  # (x, y)
-        if batch.landmarks is not None:
-            changes["landmarks"] = (batch.landmarks + 0.5) * scale - 0.5  # edges lie at -0.5 and size - 0.5
-        if batch.to_source is not None:
-            shift = batch.to_source[:, :, :2] @ (0.5 / scale - 0.5) + batch.to_source[:, :, 2]
-            changes["to_source"] = torch.cat([batch.to_source[:, :, :2] / scale, shift[:, :, None]], dim=2)
-        for name in ("occlusion", "uncertainty"):
-            if (value := getattr(batch, name)) is not None:
-                changes[name] = F.interpolate(value, size=size, mode="bilinear", antialias=True).clamp(0, 1)
-        return batch.replace(**changes)
+        return batch.replace(image=resample(batch.image, size, self.config.method), **carried(batch, size))

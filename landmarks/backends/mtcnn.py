@@ -67,6 +67,7 @@ class MtcnnBackend:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.enable_cpu_mem_arena = False  # each size of picture would keep its own memory for good
         self._proposal, self._refinement, self._output = (
             onnxruntime.InferenceSession(
                 str(package_file(EXTRA, MODELS_PACKAGE, name)), options, providers=["CPUExecutionProvider"]

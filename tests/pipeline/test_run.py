@@ -271,33 +271,6 @@ def test_outputs_carry_their_record_and_no_time(
     assert record["output_sha256"] == sha256((out / record["output"]).read_bytes())
 
 
-def test_the_report_is_one_file_with_the_original_first(
-    folder: Path, tmp_path: Path, restore: Callable[..., int]
-) -> None:
-    (folder / "<script>alert(1)<&.png").write_bytes(png(colour(5)))
-    restore(folder, tmp_path / "out", workers=1)
-    html = (tmp_path / "out" / "_run" / "report.html").read_text()
-    assert "<script>alert" not in html and "&lt;script&gt;" in html
-    assert "http://" not in html.replace("http://cv.iptc.org", "") and "https://" not in html
-    assert html.index("<figcaption>original") < html.index("<figcaption>result")
-    assert html.count("data:image/png;base64,") == 2 * 41
-
-
-def test_large_runs_get_pages(
-    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pipeline.report.PAGE_ITEMS", 10)
-    monkeypatch.setattr("pipeline.report.MOST_ITEMS", 25)
-    (folder / "zzz.png").write_bytes(b"")
-    restore(folder, tmp_path / "out", workers=1)
-    pages = sorted(p.name for p in (tmp_path / "out" / "_run").glob("report*.html"))
-    assert pages == ["report.html", "report_0002.html", "report_0003.html"]
-    together = "".join((tmp_path / "out" / "_run" / p).read_text() for p in pages)
-    assert together.count('class="item ') == 25 and "zzz.png" in together, (
-        "what failed is never left out for what is ok"
-    )
-
-
 def test_verify_finds_a_changed_output(folder: Path, tmp_path: Path, restore: Callable[..., int], chain: Any) -> None:
     out = tmp_path / "out"
     restore(folder, out, chain, workers=1)
@@ -396,8 +369,7 @@ def test_help_is_fast_and_imports_no_torch() -> None:
 
 def test_wrong_usage_gives_exit_code_2(folder: Path, tmp_path: Path) -> None:
     assert command("restore", "-i", folder).returncode == 2
-    ray = command("restore", "-i", folder, "-o", tmp_path / "o", "--engine", "ray")
-    assert ray.returncode == 2 and "not part of this version" in ray.stderr
+    assert command("restore", "-i", folder, "-o", tmp_path / "o", "--engine", "mars").returncode == 2
     wrong = command(
         "restore", "-i", folder, "-o", tmp_path / "o", "-c", "configs/bicubic.yaml", "--set", "stages.0.sise=3"
     )
@@ -423,7 +395,8 @@ def test_train_hands_over_to_the_script_of_the_task(tmp_path: Path, monkeypatch:
 def test_an_unknown_training_task_is_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "t.yaml").write_text("task: os\n")
     assert main(["train", "-c", str(tmp_path / "t.yaml")]) == 2
-    assert "task = 'os': expected one of face_parser, identity, prouigan" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "task = 'os': expected one of " in said and "face_parser, identity, prouigan" in said
 
 
 def test_doctor_says_what_works(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

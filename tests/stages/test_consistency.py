@@ -51,3 +51,11 @@ def test_averaging_rows_sum_to_one_and_match_block_means() -> None:
     assert torch.allclose(averaging_matrix(128, 50).sum(1), torch.ones(50))
     image = smooth(128, 3)
     assert torch.allclose(average_to(image, 16), torch.nn.functional.avg_pool2d(image, 8), atol=1e-6)
+
+
+def test_a_matrix_first_used_without_gradients_serves_training_too() -> None:
+    with torch.inference_mode():
+        agree(torch.rand(1, 3, 44, 44), torch.rand(1, 3, 11, 11), torch.ones(1, 1, 11, 11))
+    image = torch.rand(1, 3, 44, 44, requires_grad=True)
+    agree(image, torch.rand(1, 3, 11, 11), torch.ones(1, 1, 11, 11)).sum().backward()
+    assert image.grad is not None

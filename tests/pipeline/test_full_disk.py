@@ -1,0 +1,119 @@
+"""An output that cannot be written: a typed word, no torn file, and the same tree once there is room."""
+
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from pipeline.engine import Request, run
+from pipeline.output import OutputError, OutputLock, OutputLostError
+from tests.pipeline.conftest import RESAMPLE, records, tree
+
+LARGE = {**RESAMPLE, "stages": [{"stage": "resample", "size": 128}]}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a file system of its own with the given options; needs the right to do so."""
+    made = tmp_path / "disk"
+    made.mkdir()
+
+    def mount(options: str) -> Path:
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(made)], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"no right to mount a file system here: {done.stderr.decode().strip()}")
+        return made
+
+    yield mount
+    subprocess.run(["umount", str(made)], capture_output=True)
+
+
+def sound(output: Path) -> None:
+    """Nothing torn: every picture decodes, no temporary file is left, every record tells the truth."""
+    for path in output.rglob("*.png"):
+        Image.open(path).load()
+    assert not [p for p in output.rglob("*") if p.name.startswith(".revisage-")]
+    for line in (output / "_run" / "journal.jsonl").read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            record = json.loads(line)
+            assert record["output"] is None or (output / record["output"]).is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_full_disk_is_a_typed_error_and_the_run_goes_on_when_there_is_room(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], small_disk: Callable[[str], Path], workers: int
+) -> None:
+    disk = small_disk("size=400k")
+    with pytest.raises(OutputLostError, match="No space left on device"):
+        restore(folder, disk / "out", LARGE, workers=workers)
+    done = len(list((disk / "out" / "restored").rglob("*.png")))
+    assert 0 < done < 40
+    sound(disk / "out")
+    subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+    assert restore(folder, disk / "out", LARGE, workers=workers) == 0
+    assert restore(folder, tmp_path / "whole", LARGE, workers=1) == 0
+    assert tree(disk / "out") == tree(tmp_path / "whole")
+    sound(disk / "out")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mounts a tmpfs")
+def test_a_read_only_output_is_refused_before_any_work(
+    folder: Path, restore: Callable[..., int], small_disk: Callable[[str], Path]
+) -> None:
+    disk = small_disk("size=1m")
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(OutputError, match="cannot be written: Read-only file system"):
+        restore(folder, disk / "out", workers=1)
+    assert not list(disk.iterdir())
+
+
+def test_a_limit_on_the_size_of_files_is_told_and_leaves_no_torn_file(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
+        try:
+            code = run(Request((str(folder),), out, LARGE, workers=1))
+        except OutputLostError:
+            code = 77
+        os._exit(code)
+
+    process = multiprocessing.get_context("fork").Process(target=limited)
+    process.start()
+    process.join()
+    assert process.exitcode == 77, "the journal could not grow"
+    sound(out)
+    assert run(Request((str(folder),), out, LARGE, workers=1)) == 0
+    assert len(records(out)) == 40
+
+
+def test_a_second_run_into_the_same_output_is_refused_while_the_first_is_at_work(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    out = tmp_path / "out"
+    ready, done = multiprocessing.Event(), multiprocessing.Event()
+
+    def hold() -> None:
+        lock = OutputLock(out / "_run" / "lock")
+        ready.set()
+        done.wait(60)
+        lock.release()
+
+    process: Any = multiprocessing.get_context("fork").Process(target=hold)
+    process.start()
+    assert ready.wait(60)
+    with pytest.raises(OutputError, match=f"another run is at work in .*process {process.pid}"):
+        restore(folder, out, workers=1)
+    assert not (out / "restored").exists()
+    done.set()
+    process.join()
+    assert restore(folder, out, workers=1) == 0
