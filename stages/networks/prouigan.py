@@ -35,7 +35,7 @@ class ProUiganOutput:
         mask_logits: (B, 1, s, s) for s = 16, 32, 64: is this covered?
         log_scale: (B, 1, 128, 128) log of the expected absolute error of the last image (Laplace scale).
         face_logit: (B,) is there a face at all; log_noise: (B,) log standard deviation of the input's noise.
-        detail: (B, 3, 128, 128) what `fidelity` 0 adds to the last image; None unless asked for.
+        detail: (B, 3, 128, 128) what `fidelity` 0 adds to the last image, 0 under a cover; None unless asked for.
     """
 
     images: list[Tensor]
@@ -331,6 +331,9 @@ class ProUiganNet(nn.Module):
         last = outs[-1]["painted"][:, 3:]
         verdict = self.verdict_head(outs[0]["features"].mean((2, 3))).float()
         fine, coarse = outs[2]["features"], outs[1]["features"]
+        detail_there = None
+        if detail:  # only where something was seen: under a cover sharp detail would be texture of no face
+            detail_there = self.detail(fine, coarse, image.to(fine.dtype)).float() * 0.5 * (1 - covered)
         to_frame = [OUTPUT_SIZE / out["heatmap_logits"].shape[-1] for out in outs]  # pixels of the 128 frame per cell
         return ProUiganOutput(
             images=images,
@@ -342,5 +345,5 @@ class ProUiganNet(nn.Module):
             log_scale=last - 3,  # an error of 0.05, about the mean of a trained network, at the start
             face_logit=verdict[:, 0],
             log_noise=verdict[:, 1],
-            detail=self.detail(fine, coarse, image.to(fine.dtype)).float() * 0.5 if detail else None,
+            detail=detail_there,
         )
