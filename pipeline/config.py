@@ -358,6 +358,28 @@ def _weight_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> 
     return problems
 
 
+def read_mapping(path: Path, parts: str) -> dict[str, Any]:
+    """The plain values of a YAML whose top is a mapping with `parts` (in words). Raises `ConfigError`."""
+    try:
+        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
+    if not isinstance(raw, dict):
+        raise ConfigError([f"{path}: expected a mapping with {parts}, found {type(raw).__name__}"])
+    return raw
+
+
+def apply_overrides(raw: dict[str, Any], assignments: Sequence[str]) -> list[str]:
+    """Carry out every `--set`; returns the problems of those that do not fit."""
+    problems: list[str] = []
+    for assignment in assignments:
+        try:
+            apply_override(raw, assignment)
+        except ConfigError as error:
+            problems += error.problems
+    return problems
+
+
 def load_chain(
     source: str | Path | dict[str, Any],
     *,
@@ -381,18 +403,8 @@ def load_chain(
     else:
         path = find_config(source)
         origin = str(path)
-        try:
-            raw = parse_yaml(path.read_text(encoding="utf-8"), origin)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError([f"{origin}: cannot be read: {error}"]) from error
-    if not isinstance(raw, dict):
-        raise ConfigError([f"{origin}: expected a mapping with version, name and stages, found {type(raw).__name__}"])
-    problems: list[str] = []
-    for assignment in overrides:
-        try:
-            apply_override(raw, assignment)
-        except ConfigError as error:
-            problems += error.problems
+        raw = read_mapping(path, "version, name and stages")
+    problems = apply_overrides(raw, overrides)
     document, found = check(_Document, raw, origin, "", "the chain")
     problems += found
 

@@ -12,7 +12,7 @@ from evaluation import rivals
 from evaluation.embedders import TEMPLATES
 from evaluation.restoring import BENCHMARK
 from evaluation.suite.measures import FAMILIES
-from pipeline.config import ConfigError, apply_override, check, find_config, load_chain, parse_yaml
+from pipeline.config import ConfigError, apply_overrides, check, find_config, load_chain, read_mapping
 from stages.degradation import DegradationConfig
 
 
@@ -263,18 +263,8 @@ def load_evaluation(source: str | Path, overrides: Sequence[str] = ()) -> Evalua
         ConfigError: with every problem found.
     """
     path = find_config(source)
-    try:
-        raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: cannot be read: {error}"]) from error
-    if not isinstance(raw, dict):
-        raise ConfigError([f"{path}: expected a mapping with version, name and sources, found {type(raw).__name__}"])
-    problems: list[str] = []
-    for assignment in overrides:
-        try:
-            apply_override(raw, assignment)
-        except ConfigError as error:
-            problems += error.problems
+    raw = read_mapping(path, "version, name and sources")
+    problems = apply_overrides(raw, overrides)
     document, found = check(_Document, raw, str(path), "", "the evaluation")
     problems += found
     degradations = {}
