@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -308,11 +308,12 @@ def execute(prepared: Prepared, output: OutputFolder | None = None) -> int:
         output.publish(final=True)
         if lock.unclean or request.engine == "ray":
             output.sweep()  # a worker that outlived the killed run by a moment, or was killed, may have left one more
-    except OSError as error:
-        lock.forget()
-        raise OutputLostError(f"{request.output}: {error.strerror or error}") from error
-    except BaseException:
+    except BaseException as error:
+        with suppress(OSError):
+            output.sweep()  # a worker may have been stopped in the middle of a write
         lock.forget()  # it stays marked as not properly ended
+        if isinstance(error, OSError):
+            raise OutputLostError(f"{request.output}: {error.strerror or error}") from error
         raise
     lock.release()
     return code
