@@ -60,11 +60,16 @@ def add_up(tensors: Iterable[Tensor]) -> None:
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Mean of every gradient over the processes, in place."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    """Mean of every gradient over the processes, in place; what one process had no use for counts as zero there."""
+    if world() == 1:
+        return
+    gradients = []
+    for p in parameters:
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            gradients.append(p.grad)
     add_up(gradients)
-    if world() > 1:
-        torch._foreach_div_(gradients, world())
+    torch._foreach_div_(gradients, world())
 
 
 def of_the_first(number: float) -> float:

@@ -71,6 +71,7 @@ class ProUiganTraining(BaseModel):
     perceptual: float = 0.0
     adversarial: float = 0.0
     pixel: float = 1.0
+    ssim: float = 0.0  # of the trunk's last step
     validation_faces: int = Field(default=96, gt=0)  # per set
     loop: LoopConfig
 
@@ -369,6 +370,9 @@ class ProUiganTask(FaceSamples):
                 parts["parsing"] = F.cross_entropy(logits, labels, ignore_index=255)
                 total = total + share * config.parsing * parts["parsing"]
             parts["landmark_px"] = distance.detach() * 128
+        if config.ssim:
+            parts["ssim"] = losses.ssim_loss(out.images[-1].float(), truth, weight)
+            total = total + config.ssim * parts["ssim"]
         error = (out.images[-1].detach().clamp(0, 1) - truth).abs()
         parts["uncertainty"] = losses.laplace_loss(out.log_scale, error, (weight > 0).float())
         parts["face"] = F.binary_cross_entropy_with_logits(out.face_logit, batch["face"])
