@@ -1,10 +1,10 @@
 """Write the measured figures of a weights file into its card.
 
-    python -m evaluation.card_metrics OUT/restorer/tables.json prouigan_128      # of `evaluate`
-    python -m evaluation.card_metrics OUT/bars.json prouigan_128                 # of evaluation.restorer_bars
+    python -m evaluation.card_metrics OUT/restorer/tables.json prouigan_128
 
-The figures of the card that have a bar are kept, or all over whole sets where none has one, and only if they were
-measured with the very file that the card describes.
+The tables are those of `evaluate`, or of another measurement that names the weights of each figure. The figures of the
+card that have a bar are kept, or all over whole sets where none has one, and only if they were measured with the very
+file that the card describes.
 """
 
 import argparse
@@ -16,8 +16,13 @@ from typing import Any
 from stages.weights import read_card, weights_dir
 
 
+def _place(finding: dict[str, Any]) -> tuple[str, ...]:
+    """What a figure is of, whatever its row."""
+    return tuple(finding[k] for k in ("section", "subset", "condition", "group", "metric"))
+
+
 def card_metrics(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
-    """The figures in `tables` (the content of tables.json or bars.json) as entries of card `name`.
+    """The figures in `tables` (the content of tables.json) as entries of card `name`; the baseline is bicubic's.
 
     Raises:
         ValueError: they were measured with other weights than the card describes, or none of them is of this card.
@@ -26,35 +31,40 @@ def card_metrics(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
     measured = str(tables["header"]["weights"])
     if card.sha256[:16] not in measured:
         raise ValueError(f"{name}: the figures are of {measured!r}, the card is of {card.sha256[:16]}; measure again")
-    named = any(finding.get("weights") for finding in tables["findings"])  # bars.json judges one chain as a whole
-    own = [f for f in tables["findings"] if not named or f["weights"] == name]
+    own = [f for f in tables["findings"] if f["weights"] == name]
+    bicubic = {_place(f): f["value"] for f in tables["findings"] if f["row"] == "bicubic"}
     barred = [f for f in own if f["bar"] is not None]
-    chosen = barred or [f for f in own if named and not f["group"]]
+    chosen = barred or [f for f in own if not f["group"]]
     if not chosen:
         raise ValueError(f"{name}: no figure in these tables is of this card")
     return [
         {
-            "set": ", ".join(v for v in (f["subset"], f.get("condition"), f.get("group")) if v),
-            "metric": ", ".join(v for v in (f"{f['section']}: {f['metric']}", f.get("row")) if v),
+            "set": ", ".join(v for v in (f["subset"], f["condition"], f["group"]) if v),
+            "metric": ", ".join(v for v in (f"{f['section']}: {f['metric']}", f["row"]) if v),
             "n": f["n"],
             "value": f["value"],
             "interval": [f["low"], f["high"]],
-            "baseline": f["baseline"],
+            "baseline": bicubic.get(_place(f)),
         }
         for f in chosen
     ]
 
 
+def write_metrics(name: str, metrics: list[dict[str, Any]]) -> Path:
+    """Put figures into the card of `name`, in place of those it had; returns the card's file."""
+    path = weights_dir() / f"{name}.json"
+    card = read_card(name).model_dump() | {"metrics": metrics}
+    path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("bars", type=Path, help="tables.json of `evaluate`, or bars.json")
+    parser.add_argument("tables", type=Path, help="tables.json of `evaluate`")
     parser.add_argument("name", help="card to write them into")
     args = parser.parse_args(arguments)
-    path = weights_dir() / f"{args.name}.json"
-    metrics = card_metrics(json.loads(args.bars.read_text(encoding="utf-8")), args.name)
-    card = read_card(args.name).model_dump() | {"metrics": metrics}
-    path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"{path}: {len(metrics)} figures")
+    metrics = card_metrics(json.loads(args.tables.read_text(encoding="utf-8")), args.name)
+    print(f"{write_metrics(args.name, metrics)}: {len(metrics)} figures")
 
 
 if __name__ == "__main__":

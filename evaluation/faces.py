@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -18,7 +18,6 @@ VALIDATION_LIST = Path(__file__).resolve().parent.parent / "training" / "validat
 THUMBNAIL_SIZE = 16
 PERSON_COLUMN = "identity"  # where a set has it, a split goes by person
 
-Kernel = Literal["area", "bicubic"]
 _T = TypeVar("_T")
 
 
@@ -109,7 +108,7 @@ def load_faces(
     keys = pq.read_table(path, columns=["id", person]).to_pydict()
     rows = [i for i, group in enumerate(keys[person]) if (str(group) in listed) == validation]
     order = [(_digest(str(keys[person][i])) if by_person else "", _digest(str(keys["id"][i])), i) for i in rows]
-    rows = [i for *_, i in sorted(order)[:limit]]
+    rows = [i for _, _, i in sorted(sorted(order)[:limit], key=lambda entry: entry[1])]
     small = [n for n in names if n not in ("descriptor", "detector_score", "size", *(["mask"] if as_found else []))]
     table = pq.read_table(path, columns=small).take(rows)
     return [_face(row, path.stem, str(row[person]), as_found) for row in table.to_pylist()]
@@ -133,11 +132,9 @@ def _face(row: dict[str, Any], set_name: str, group: str, as_found: bool) -> Eva
     return EvaluationFace(str(row["id"]), group, set_name, crop, points, labels, parsing)
 
 
-def thumbnail(image: np.ndarray, kernel: Kernel = "area", size: int = THUMBNAIL_SIZE) -> np.ndarray:
-    """Shrink a uint8 picture to (size, size[, 3]) uint8: by the mean of each cell or Pillow's antialiased bicubic."""
-    if kernel == "area":
-        return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
-    return np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
+def thumbnail(image: np.ndarray, size: int = THUMBNAIL_SIZE) -> np.ndarray:
+    """Shrink a uint8 picture to (size, size[, 3]) uint8 by the mean of each cell."""
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def bicubic(image: np.ndarray, size: int = CANONICAL_SIZE) -> np.ndarray:

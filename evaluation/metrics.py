@@ -81,12 +81,6 @@ def overlap(predicted: np.ndarray, truth: np.ndarray) -> tuple[int, int]:
     return int((predicted & truth).sum()), int((predicted | truth).sum())
 
 
-def iou(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """Intersection over union of two bool maps in [0, 1]; 1 where both are empty."""
-    both, either = overlap(predicted, truth)
-    return both / either if either else 1.0
-
-
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rho of two arrays of one size, ties sharing their mean rank; 0 where one of them is constant."""
     rank_a, rank_b = (rankdata(np.ravel(v)) for v in (a, b))

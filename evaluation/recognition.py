@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from evaluation.embedders import Embedder
 from evaluation.statistics import Finding, bootstrap, bootstrap_together
 
 FOLDS = 10
@@ -230,56 +229,11 @@ def verification_findings(
 
 
 def closed_finding(
-    right: Mapping[str, np.ndarray], variant: str, people: Sequence[str], bar: float | None = None,
+    right: Mapping[str, np.ndarray], variant: str, people: Sequence[str],
     metric: str = "share of lost accuracy closed", **labels: Any,
 ) -> Finding:  # fmt: skip
     """Share of what was lost between original and bicubic that `variant` brings back; (M,) right decisions by row."""
     columns = np.stack([right["original"], right["bicubic"], right[variant]], axis=1)
     estimate = bootstrap(columns, lambda m: share_closed(m[:, 0], m[:, 1], m[:, 2]), people)
     definition = "(row - bicubic) / (original - bicubic), each as above, drawn together; negative = made worse"
-    return Finding(metric=metric, definition=definition, estimate=estimate, bar=bar, **labels)
-
-
-def probe_findings(
-    section: str, pairs: Pairs, people: Sequence[str], originals: Sequence[np.ndarray], landmarks: Sequence[np.ndarray],
-    variants: Mapping[str, Mapping[int, np.ndarray]], embedder: Embedder, default: str, bars: Mapping[str, float],
-) -> list[Finding]:  # fmt: skip
-    """Verification with each variant of the probes against original galleries: what of the lost accuracy comes back.
-
-    Args:
-        people, originals, landmarks: of every face; pictures uint8 RGB, points (68, 2) px of the original.
-        variants: name -> pictures by index, for every probe of `pairs`; must hold "bicubic" and `default`.
-        bars: metric -> bar, applied to the `default` variant.
-    """
-    needed = set(pairs.probe.tolist()) | set(pairs.gallery.tolist())
-
-    def vectors(images: Mapping[int, np.ndarray]) -> np.ndarray:
-        keys = sorted(images)
-        made = embedder([images[i] for i in keys], [landmarks[i] for i in keys])
-        rows = np.full((len(people), made.shape[1]), np.nan)
-        rows[keys] = made
-        return rows
-
-    original = vectors({i: originals[i] for i in needed})
-    who = [people[i] for i in pairs.probe]
-    how = (
-        f"probe as named against original gallery; embedder {embedder.name} (part in training: {embedder.in_training})"
-    )
-    found: list[Finding] = []
-    right: dict[str, np.ndarray] = {}
-    for name in ("original", *variants):
-        probe = original if name == "original" else vectors(variants[name])
-        scores = trial_scores(probe, original, pairs)
-        made, right[name] = verification_findings(scores, pairs, who, how, section=section, subset=name)
-        found += made
-    restored = [name for name in variants if name != "bicubic"]
-    for name in restored:
-        bar = bars.get("share of lost accuracy closed") if name == default else None
-        found.append(closed_finding(right, name, who, bar, section=section, subset=name))
-    others = [name for name in restored if name != default]
-    if others:
-        metric, best = "lead of the default", max(others, key=lambda name: right[name].mean())
-        lead = bootstrap(right[default] - right[best], clusters=who)
-        definition = f"accuracy of {default} less that of the best other one"
-        found.append(Finding(section, f"{default} over {best}", metric, definition, lead, bar=bars.get(metric)))
-    return found
+    return Finding(metric=metric, definition=definition, estimate=estimate, **labels)

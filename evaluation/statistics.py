@@ -158,7 +158,6 @@ class Finding:
         estimate: value, interval, n. unit: "dB", "%", "" for a ratio.
         direction: "up" where more is better.
         bar: what the value must reach (at least, or at most where `direction` is "down"); None where none is set.
-        baseline: the same quantity for bicubic, where it has one.
         condition: of the thumbnails ("clean"). row: what was measured ("restored at 1"). group: the part of the faces
             ("age 20-29"), "" for all. version: of the definition; it rises when numbers can no longer be compared.
         weights: the card in `weights/` that the number judges, "" for none.
@@ -172,7 +171,6 @@ class Finding:
     direction: Direction = "up"
     unit: str = ""
     bar: float | None = None
-    baseline: float | None = None
     condition: str = ""
     row: str = ""
     group: str = ""
@@ -196,7 +194,7 @@ def to_json(findings: Sequence[Finding], header: dict[str, Any]) -> str:
     """All findings with `header` (how, when, on what) as JSON text; sorted keys, no NaN."""
     rows = []
     for f in findings:
-        row = asdict(f) | {"passed": f.passed, "bar": _plain(f.bar), "baseline": _plain(f.baseline)}
+        row = asdict(f) | {"passed": f.passed, "bar": _plain(f.bar)}
         estimate = row.pop("estimate")
         rows.append(row | {k: v if k == "n" else _plain(v) for k, v in estimate.items()})
     bars = [f for f in findings if f.passed is not None]
@@ -235,8 +233,8 @@ def to_markdown(findings: Sequence[Finding], header: dict[str, Any], title: str)
         lines += [
             f"## {section}",
             "",
-            "| faces | metric | value | 95 % interval | n | bicubic | bar | |",
-            "|---|---|---|---|---|---|---|---|",
+            "| faces | metric | value | 95 % interval | n | bar | |",
+            "|---|---|---|---|---|---|---|",
         ]
         for f in (f for f in findings if f.section == section):
             e, sign = f.estimate, "≥" if f.direction == "up" else "≤"
@@ -245,7 +243,7 @@ def to_markdown(findings: Sequence[Finding], header: dict[str, Any], title: str)
             value = f"{number_text(e.value)} {f.unit}".strip()
             lines.append(
                 f"| {_faces(f)} | {f.metric} | {value} | {number_text(e.low)} .. {number_text(e.high)} | {e.n} | "
-                f"{number_text(f.baseline)} | {bar} | {mark} |"
+                f"{bar} | {mark} |"
             )
         lines.append("")
         definitions = dict.fromkeys((f.metric, f.definition) for f in findings if f.section == section)

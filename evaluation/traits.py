@@ -10,7 +10,6 @@ originals stands in the first row of every table, and no row can be trusted beyo
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from evaluation.card_metrics import write_metrics
 from evaluation.faces import EvaluationFace, load_faces, read_validation_list
 from evaluation.recognition import two_class_auc
-from evaluation.statistics import Estimate, Finding, bootstrap, bootstrap_groups, to_markdown
+from evaluation.statistics import Finding, bootstrap, bootstrap_groups, to_markdown
 from stages.networks.classifier import TraitNet
 from stages.trait_labels import age_band, read_columns, traits_of
-from stages.weights import load_network, read_card, weights_dir
+from stages.weights import load_network
 
 DATA_SETS = ("utkface", "lfw", "celebamask", "omi")
 MORE_SETS = ("aaf", "generated", "portraits")
@@ -113,86 +113,31 @@ def mean_recall(means: np.ndarray) -> np.ndarray:
     return np.nanmean(recall, axis=1)
 
 
-def share_closed(restored: np.ndarray, baseline: np.ndarray, original: np.ndarray, seed: int = 0) -> Estimate:
-    """How far `restored` lies from `baseline` (0) to `original` (1): one column of the same faces, without NaN."""
-    table = np.stack([restored, baseline, original], 1)
-    table = table[np.isfinite(table).all(1)]
-
-    def share(means: np.ndarray) -> np.ndarray:
-        lost = means[:, 2] - means[:, 1]
-        return np.where(np.abs(lost) > 1e-9, (means[:, 0] - means[:, 1]) / np.where(lost == 0, 1, lost), np.nan)
-
-    return bootstrap(table, share, seed=seed)
-
-
-def trait_findings(
-    reader: TraitReader, rows: Mapping[str, np.ndarray], labels: Labels, subset: str, condition: str = ""
-) -> list[Finding]:
-    """Every trait of every row of pictures, with n and 95 % intervals.
-
-    Args:
-        rows: name -> (N, 128, 128, 3) uint8; `original` must be among them, `bicubic` gives the baseline where it is.
-        labels: of the N faces. subset, condition: for the tables.
-
-    Raises:
-        ValueError: no row `original`.
-    """
-    if "original" not in rows:
-        raise ValueError(f"traits: a row named original is needed, got {', '.join(rows)}")
-    original = reader.read(rows["original"])
-    tables = {name: columns(reader, reader.read(images), original, labels) for name, images in rows.items()}
+def classifier_findings(reader: TraitReader, images: np.ndarray, labels: Labels, subset: str) -> list[Finding]:
+    """A classifier on (N, 128, 128, 3) uint8 originals: every trait against its labels, with n and 95 % intervals."""
+    read = reader.read(images)
+    table = columns(reader, read, read, labels)
     found: list[Finding] = []
 
-    def add(row: str, metric: str, definition: str, names: Sequence[str], statistic: Any = None, **more: Any) -> None:
-        def estimate(table: Mapping[str, np.ndarray]) -> Estimate:
-            values = np.stack([table[n] for n in names], 1)
-            return bootstrap(values[np.isfinite(values).all(1)], statistic)
-
-        value = estimate(tables[row])
+    def add(metric: str, definition: str, names: Sequence[str], statistic: Any = None, **more: Any) -> None:
+        values = np.stack([table[n] for n in names], 1)
+        value = bootstrap(values[np.isfinite(values).all(1)], statistic)
         if value.n:
-            base = estimate(tables["bicubic"]).value if "bicubic" in tables else None
-            found.append(
-                Finding(
-                    "Traits",
-                    subset,
-                    metric,
-                    f"{definition}; read by {reader.card}",
-                    value,
-                    baseline=base,
-                    condition=condition,
-                    row=row,
-                    weights=reader.card,
-                    **more,
-                )  # fmt: skip
-            )
+            words = f"{definition}; read by {reader.card}"
+            found.append(Finding("Traits", subset, metric, words, value, row="original", weights=reader.card, **more))
 
-    for row in rows:
-        for name in reader.traits:
-            if name in reader.numbers:
-                years: dict[str, Any] = {"unit": "years", "direction": "down"}
-                add(row, f"{name}, error", "mean absolute difference from the label", [f"error_{name}"], **years)
-                add(row, f"{name}, band", "share in the label's age band", [f"band_{name}"])
-                drift = "mean absolute difference from what is read of the original"
-                if row != "original":
-                    add(row, f"{name}, drift", drift, [f"drift_{name}"], **years)
-                continue
-            add(row, f"{name}, accuracy", "share read as labelled", [f"right_{name}"])
-            if row != "original":
-                add(row, f"{name}, kept", "share read as in the original", [f"kept_{name}"])
-            if name in reader.classes:
-                parts = [f"{kind}_{name}_{c}" for kind in ("recalled", "is") for c in reader.classes[name]]
-                add(row, f"{name}, mean recall", "recall, mean over the classes", parts, mean_recall)
-    return found
-
-
-def classifier_findings(reader: TraitReader, images: np.ndarray, labels: Labels, subset: str) -> list[Finding]:
-    """A classifier on originals: the figures of `trait_findings`, and the AUC of each flag and class."""
-    found, read = trait_findings(reader, {"original": images}, labels, subset), reader.read(images)
     for name in reader.traits:
         if name in reader.numbers:
+            difference = "mean absolute difference from the label"
+            add(f"{name}, error", difference, [f"error_{name}"], unit="years", direction="down")
+            add(f"{name}, band", "share in the label's age band", [f"band_{name}"])
             continue
-        label = np.array([row.get(name, np.nan) for row in labels])
+        add(f"{name}, accuracy", "share read as labelled", [f"right_{name}"])
         classes = reader.classes.get(name, ())
+        if classes:
+            parts = [f"{kind}_{name}_{c}" for kind in ("recalled", "is") for c in classes]
+            add(f"{name}, mean recall", "recall, mean over the classes", parts, mean_recall)
+        label = np.array([row.get(name, np.nan) for row in labels])
         for k, title in enumerate(classes) if classes else [(1, "")]:
             scores = read[name][:, k] if classes else read[name]
             areas = bootstrap_groups(two_class_auc, scores[label == k], scores[np.isfinite(label) & (label != k)])
@@ -239,9 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for f in found
             if np.isfinite([f.estimate.low, f.estimate.high]).all()
         ]  # fmt: skip
-        card = read_card(args.card).model_dump() | {"metrics": metrics}
-        path = weights_dir() / f"{args.card}.json"
-        path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_metrics(args.card, metrics)
 
 
 if __name__ == "__main__":

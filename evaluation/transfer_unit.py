@@ -30,7 +30,7 @@ from stages.networks.transfer_unit import LightUnit, StganUnit
 from stages.weights import load_network
 
 PARAMETERS_BAR, MULTIPLY_ADDS_BAR = 0.6, 0.4
-WIDTHS = ((192, 288, 16), (96, 192, 32), (48, 96, 64))  # channels, state channels, size in px: the global path's units
+WIDTHS = ((128, 192, 16), (64, 128, 32), (32, 64, 64))  # channels, state channels, size in px: the global path's units
 FACE_PX = 768
 
 

@@ -5,14 +5,26 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from evaluation.faces import EvaluationFace, chunks
+from evaluation.faces import EvaluationFace, as_rgb, chunks, to_grey
 from evaluation.restoring import AnyPrecision, Device
 from evaluation.suite.cache import Cache, fingerprint
 from evaluation.suite.config import EvaluationConfig, EvaluationError
 from evaluation.suite.judges import Judge
 from evaluation.suite.measures import FAMILIES, Columns, Sample
 from evaluation.suite.report import Strip
-from evaluation.suite.rows import ORIGINAL, Made, Row, Views, baselines, chain_row, degraded, measured, rival_row
+from evaluation.suite.rows import (
+    DEFAULT,
+    ORIGINAL,
+    RESTORED,
+    Made,
+    Row,
+    Views,
+    baselines,
+    chain_row,
+    degraded,
+    measured,
+    rival_row,
+)
 from evaluation.suite.sources import Loaded
 from pipeline.config import ConfigError
 from stages.weights import WeightsError
@@ -27,6 +39,7 @@ class Collected:
 
     columns: dict[str, dict[str, list[Columns]]] = field(default_factory=dict)  # family -> row -> chunks
     vectors: dict[str, dict[str, list[np.ndarray]]] = field(default_factory=dict)  # judge -> row -> chunks
+    references: dict[str, list[np.ndarray]] = field(default_factory=dict)  # judge -> chunks of originals
     undecided: dict[str, list[np.ndarray]] = field(default_factory=dict)  # row -> chunks
     failed: int = 0
     costs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # row -> seconds and MiB of each chunk
@@ -48,7 +61,7 @@ def build_rows(
     chain = config.path(options.chain)
     rows = baselines()
     for fidelity in options.fidelities:
-        name = "restored at default" if fidelity == "default" else f"restored at {fidelity:g}"
+        name = DEFAULT if fidelity == "default" else f"{RESTORED}{fidelity:g}"
         rows.append(chain_row(name, chain, None if fidelity == "default" else float(fidelity), device, precision))
     rows += [chain_row(name, config.path(path), None, device, precision) for name, path in options.chains.items()]
     for i, spec in enumerate(options.rivals):
@@ -76,6 +89,13 @@ def made_by(row: Row, lq: np.ndarray, cache: Cache, warm: set[str]) -> Made:
         return Made.from_arrays(cache.get("restored", key, lambda: measured(row, lq, warm).arrays()))
     except (RuntimeError, ValueError) as error:
         raise EvaluationError(f"row {row.name!r} failed: {error}") from error
+
+
+def made_in_parts(row: Row, lq: np.ndarray, size: int, cache: Cache, warm: set[str]) -> Made:
+    """`made_by` in parts of at most `size` thumbnails, joined."""
+    parts = [made_by(row, lq[i : i + size], cache, warm).arrays() for i in range(0, len(lq), size)]
+    joined = {name: np.concatenate([p[name] for p in parts], axis=int(name == "flags")) for name in parts[0]}
+    return Made.from_arrays(joined | {"cost": parts[0]["cost"]})
 
 
 def _columns(name: str, views: Views, made: Made, content: str, cache: Cache) -> Columns:
@@ -113,7 +133,7 @@ def collect(
     source: Loaded, condition: str, config: EvaluationConfig, rows: Sequence[Row], judges: Sequence[Judge],
     families: Sequence[str], cache: Cache, warm: set[str], log: Log,
 ) -> Collected:  # fmt: skip
-    """Run every row and every measure over one source in one condition, chunk by chunk."""
+    """Run rows, measures and judges over one source in one condition, chunk by chunk."""
     kept, options = Collected(), config.options
     every: list[Row | None] = [None, *rows]
     done = 0
@@ -140,4 +160,8 @@ def collect(
             kept.strips.append(Strip(source.name, condition, tuple((n, pictures[n][i]) for n in first)))
         done += len(part)
         log(f"{source.name}, {condition}: {done} of {len(source.faces)} faces")
+    for part in chunks(source.references, options.chunk) if judges else ():
+        made = Made.plain(np.stack([as_rgb(to_grey(f.image)) if source.grey else f.image for f in part]))
+        for judge in judges:
+            kept.references.setdefault(judge.title, []).append(_vectors(judge, part, made, cache))
     return kept

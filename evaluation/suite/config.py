@@ -11,9 +11,15 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from evaluation import rivals
 from evaluation.embedders import TEMPLATES
 from evaluation.restoring import BENCHMARK
+from evaluation.statistics import Finding
 from evaluation.suite.measures import FAMILIES
+from evaluation.suite.rows import BICUBIC
 from pipeline.config import ConfigError, apply_overrides, check, find_config, load_chain, read_mapping
 from stages.degradation import DegradationConfig
+
+IDENTITY = "identity"  # the measure that needs embedders: cosine to the original, and distances of distributions
+MEASURES = (*FAMILIES, IDENTITY)
+Names = str | tuple[str, ...]  # one name, or several
 
 
 class EvaluationError(RuntimeError):
@@ -38,6 +44,11 @@ class Source(_Options):
     framing: Literal["canonical", "dlib"] = "dlib"  # `folder`: pictures are canonical crops, or dlib finds the face
     grey: bool = False  # measure in grey
     limit: int | None = Field(default=None, ge=1)  # faces at most; with `pairs`, trials
+    # Parquet: verify this many people with several pictures. Their probes are the faces measured; all other pictures
+    # are only compared with. The evaluation's `limit` then counts people.
+    people: int | None = Field(default=None, ge=2)
+    conditions: tuple[str, ...] | None = None  # of the evaluation's: these only
+    measures: tuple[str, ...] | None = None  # of the evaluation's: these only
     optional: bool = False  # leave it out, and say so, where the file is not there
 
     @model_validator(mode="after")
@@ -47,6 +58,8 @@ class Source(_Options):
             raise ValueError(f"give exactly one of parquet, folder and examples; found {', '.join(kinds) or 'none'}")
         if self.pairs and not self.folder:
             raise ValueError("pairs needs the folder its names are looked up in")
+        if self.people and (not self.parquet or self.limit):
+            raise ValueError("people needs a parquet with identities, and takes the place of limit")
         return self
 
 
@@ -82,6 +95,7 @@ class EmbedderOptions(_Options):
 class RecognitionOptions(_Options):
     """Protocols of verification and identification; everything is drawn from the run's seed."""
 
+    sources: tuple[str, ...] = ()  # every one with identities where none is named
     probes_per_person: int = Field(default=6, ge=1)  # verification: at most, so that nobody dominates
     galleries_per_probe: int = Field(default=4, ge=1)
     folds: int = Field(default=10, ge=2)
@@ -109,23 +123,31 @@ class ParityOptions(_Options):
 
 
 class CoveredOptions(_Options):
-    """Really covered faces, without truth: told from bare ones? any cover left? See `evaluation.covered`."""
+    """Really covered faces, without truth: told from bare ones? any cover left? See `evaluation.suite.covered`."""
 
     covered: dict[str, str] = Field(min_length=1)  # name -> Parquet of really covered faces
     as_found: dict[str, str] = Field(default_factory=dict)  # bare faces framed alike, or nearly so
-    canonical: dict[str, str] = Field(min_length=1)  # bare faces with landmarks
+    canonical: dict[str, str] = Field(min_length=1)  # bare faces with landmarks, for the classifier to learn from
+    bare: str = "clean"  # condition of the sources, measured for `cover`: the bare faces they are held against
     held_out: str  # list of ids: measured on these; the classifier learns from the others
     steps: int = Field(default=800, ge=1)  # of the classifier's training
     optional: bool = False  # leave it out, and say so, where a file is not there
 
 
-class Bar(_Options):
-    """What a number must reach."""
+class Only(_Options):
+    """What a condition is measured for, where it is not everything."""
 
-    metric: str
-    row: str
-    source: str | None = None  # every one where not given
-    condition: str | None = None
+    rows: tuple[str, ...] | None = None  # beside the original and bicubic
+    measures: tuple[str, ...] | None = None
+
+
+class Bar(_Options):
+    """What numbers must reach: those that fit all of the names given."""
+
+    metric: Names
+    row: Names
+    source: Names | None = None  # every one where not given
+    condition: Names | None = None
     subset: str | None = None  # part of the table's heading, e.g. "original gallery"
     group: str | None = None  # e.g. "age: lowest over mean"; all faces where not given
     at_least: float | None = None
@@ -136,6 +158,23 @@ class Bar(_Options):
         if (self.at_least is None) == (self.at_most is None):
             raise ValueError("a bar needs at_least or at_most, and not both")
         return self
+
+    def __str__(self) -> str:
+        return ", ".join(name for names in (self.metric, self.row) for name in _several(names))
+
+    def fits(self, finding: Finding) -> bool:
+        """Whether `finding` is meant."""
+        f = finding
+        asked = (self.metric, f.metric), (self.row, f.row), (self.source, f.subset.split(",")[0])
+        return (
+            all(given is None or name in _several(given) for given, name in (*asked, (self.condition, f.condition)))
+            and (self.subset is None or self.subset in f.subset or self.subset in f.section)
+            and self.group == (f.group or None)
+        )
+
+
+def _several(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else names
 
 
 class _Document(_Options):
@@ -148,16 +187,18 @@ class _Document(_Options):
     conditions: dict[str, Literal["benchmark"] | dict[str, Any]] = Field(
         min_length=1
     )  # benchmark, or degradation options
+    only: dict[str, Only] = Field(default_factory=dict)  # by condition
     chain: str  # the restorer
     fidelities: tuple[float | Literal["default"], ...] = (1, "default", 0)
     chains: dict[str, str] = Field(default_factory=dict)  # further rows: name -> chain, e.g. one that edits
     rivals: tuple[str | dict[str, Any], ...] = ()  # for evaluation/rivals.py
     embedders: tuple[EmbedderOptions, ...] = ()
-    measures: tuple[str, ...] = tuple(FAMILIES)
+    measures: tuple[str, ...] = MEASURES
     recognition: RecognitionOptions | None = None  # not measured where not given
     parity: ParityOptions = ParityOptions()
     really_covered: CoveredOptions | None = None
     bars: tuple[Bar, ...] = ()
+    plots: bool = True  # draw the curves; their points are in curves.json all the same
     pictures: int = Field(default=8, ge=0)  # faces of each source shown in the report
     chunk: int = Field(default=64, ge=1)  # faces at a time: bounds memory, and what an interruption costs
 
@@ -177,6 +218,22 @@ class EvaluationConfig:
     def path(self, text: str) -> Path:
         """A path of the document: absolute, below one of its named folders, or relative to the YAML."""
         return _resolve(text, self.options.folders, self.origin)
+
+    def measures(self, source: Source, condition: str) -> frozenset[str]:
+        """The measures of one source in one condition."""
+        only = self.options.only.get(condition, Only())
+        given = (self.options.measures, source.measures, only.measures)
+        return frozenset(MEASURES).intersection(*(names for names in given if names is not None))
+
+    def has_row(self, condition: str, row: str) -> bool:
+        """Whether a row is measured in a condition."""
+        rows = self.options.only.get(condition, Only()).rows
+        return rows is None or row == BICUBIC or row in rows
+
+    def recognised(self, source: Source) -> bool:
+        """Whether verification and identification are asked of a source."""
+        asked = self.options.recognition
+        return asked is not None and (not asked.sources or source.name in asked.sources)
 
     def resolved(self) -> dict[str, Any]:
         """Everything, defaults included, as plain values, for the record."""
@@ -206,6 +263,24 @@ def _paths(document: _Document) -> Iterator[tuple[str, str, bool]]:
             yield f"embedders[{i}].embedder", embedder.embedder.removeprefix("onnx:"), False
 
 
+def _names(
+    document: _Document, sources: Sequence[str], conditions: Sequence[str]
+) -> Iterator[tuple[str, Sequence[str] | None, Sequence[str]]]:
+    """YAML path, names given and names known, of every list that names measures, conditions or sources."""
+    yield "measures", document.measures, MEASURES
+    yield "only", tuple(document.only), conditions
+    yield "parity.sources", document.parity.sources, sources
+    if document.recognition is not None:
+        yield "recognition.sources", document.recognition.sources, sources
+    if document.really_covered is not None:
+        yield "really_covered.bare", (document.really_covered.bare,), conditions
+    for i, source in enumerate(document.sources):
+        yield f"sources[{i}].measures", source.measures, MEASURES
+        yield f"sources[{i}].conditions", source.conditions, conditions
+    for name, only in document.only.items():
+        yield f"only.{name}.measures", only.measures, MEASURES
+
+
 def _problems(document: _Document, origin: Path) -> list[str]:
     """What only the whole document shows: doubled names, unknown measures, files that are not there, wrong chains."""
     found = []
@@ -216,20 +291,22 @@ def _problems(document: _Document, origin: Path) -> list[str]:
         found += [
             f"{origin}: {key}: the name {n!r} is given twice" for n in sorted({n for n in names if names.count(n) > 1})
         ]
-    for i, measure in enumerate(document.measures):
-        if measure not in FAMILIES:
-            found.append(f"{origin}: measures[{i}] = {measure!r}: unknown; known: {', '.join(FAMILIES)}")
+    sources, conditions = [s.name for s in document.sources], tuple(document.conditions)
+    for where, given, known in _names(document, sources, conditions):
+        for i, name in enumerate(given or ()):
+            if name not in known:
+                found.append(f"{origin}: {where}[{i}] = {name!r}: unknown; known: {', '.join(known)}")
     for i, fidelity in enumerate(document.fidelities):
         if fidelity != "default" and not 0 <= float(fidelity) <= 1:
             found.append(f"{origin}: fidelities[{i}] = {fidelity}: expected 0 (sharpest) to 1, or default")
+    for i, source in enumerate(document.sources):
+        if source.people and (document.recognition is None or source.name not in document.recognition.sources):
+            found.append(f"{origin}: sources[{i}].people: name {source.name!r} in recognition.sources too")
     for i, rival in enumerate(document.rivals):
         try:
             rivals.read(rival)
         except ValueError as error:
             found.append(f"{origin}: rivals[{i}]: {error}")
-    for i, name in enumerate(document.parity.sources):
-        if name not in [s.name for s in document.sources]:
-            found.append(f"{origin}: parity.sources[{i}] = {name!r}: no such source")
     for where, text, optional in _paths(document):
         if not optional and not _resolve(text, document.folders, origin).exists():
             found.append(f"{origin}: {where} = {text!r}: {_resolve(text, document.folders, origin)} does not exist")

@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 import torch
 
-from evaluation.metrics import area_average, luma, nme, overlap, psnr, rank_correlation, ssim
+from evaluation.metrics import area_average, lr_consistency_db, luma, nme, overlap, psnr, rank_correlation, ssim
 from evaluation.naturalness import SHEET_SIDE, frechet_distance, kernel_distance, niqe_of_faces
 from evaluation.statistics import Direction
 from evaluation.suite.rows import Made, Views
@@ -27,11 +27,13 @@ from stages.prouigan import HALF_INVENTED
 from stages.trait_labels import EXPRESSIONS
 from stages.weights import WeightsError, load_network, read_card, read_checked
 
-Columns = dict[str, np.ndarray]  # name -> (N,) float, NaN where the measure does not apply to a face
+# name -> (N,) float, NaN where the measure does not apply to a face; (N, k) where a face has k observations
+Columns = dict[str, np.ndarray]
 MIN_REGION_PX = 64  # a covered region smaller than one thumbnail pixel is not scored on its own
 NME_LIMIT = 0.08  # the usual bound of the failure rate and of the area under the curve
 BINS = 10  # of the calibration
 COVERAGES = 20  # points of the risk-coverage curve
+DRAWN_PIXELS = 200  # of each face, for the rank correlation over all of them
 FLAGS = ("masculine", "eyeglasses", "hat", "smiling", "mouth_open", "hair_black", "hair_blond", "hair_long")
 
 
@@ -50,7 +52,8 @@ class Quantity:
     Attributes:
         name, unit, direction, definition, version: see `evaluation.statistics.Finding`.
         columns: what it is made of. statistic: (m, k) column means -> (m,); the mean of the first column when None.
-        quantile: take this quantile of the first column instead of the mean.
+        quantile: take this quantile of the first column instead of the mean. of_faces: a number of the (n, k) columns
+            themselves, for what no means hold; not given for groups.
         gain: also give the difference from bicubic, face by face. ratio: also give it as a share of bicubic's. closed:
             also give the share of what lies between bicubic and the original that comes back.
     """
@@ -62,6 +65,7 @@ class Quantity:
     direction: Direction = "up"
     statistic: Callable[[np.ndarray], np.ndarray] | None = None
     quantile: float | None = None
+    of_faces: Callable[[np.ndarray], float] | None = None
     gain: bool = False
     ratio: bool = False
     closed: bool = False
@@ -131,9 +135,8 @@ FIDELITY = Family(
 def consistency(sample: Sample) -> Columns:
     """Agreement with the thumbnail where it shows the face."""
     visible = sample.views.mask_lq <= 0
-    size = sample.views.lq.shape[1]
     value = [
-        psnr(area_average(image, size), lq, seen) if seen.any() and not refused else np.nan
+        lr_consistency_db(image, lq, seen) if seen.any() and not refused else np.nan
         for image, lq, seen, refused in zip(
             sample.made.images, sample.views.lq, visible, sample.made.refused, strict=True
         )
@@ -316,7 +319,9 @@ def cover(sample: Sample) -> Columns:
         either.append(union if covered else np.nan)
         false.append(np.nan if covered else 100 * cells.mean())
     intersection, union_ = np.array(both, float), np.array(either, float)
-    return {"both": intersection, "either": union_, "iou": intersection / union_, "false_cover": np.array(false)}
+    columns = {"both": intersection, "either": union_, "iou": intersection / union_, "false_cover": np.array(false)}
+    fraction = sample.made.occluded_fraction
+    return columns if fraction is None else columns | {"occluded_fraction": fraction}
 
 
 _CELLS = "cells of the thumbnail, called covered above one half on both sides"
@@ -330,7 +335,12 @@ COVER = Family(
             statistic=lambda m: m[:, 0] / np.maximum(m[:, 1], 1e-12),
         ),
         Quantity("false cover", ("false_cover",), "share of the cells of bare faces called covered", "%", "down"),
+        Quantity(
+            "occluded_fraction, median", ("occluded_fraction",), "covered share of the face, as the journal has it",
+            quantile=0.5,
+        ),
     ),
+    version=2,
 )  # fmt: skip
 
 
@@ -342,6 +352,8 @@ def uncertainty(sample: Sample) -> Columns:
     value = sample.made.uncertainty.astype(np.float32) / 255
     columns = {"rho": _each(rank_correlation, value, error)}
     flat_error, flat_value = error.reshape(len(error), -1), value.reshape(len(value), -1)
+    drawn = np.stack([face.rng.integers(0, flat_error.shape[1], DRAWN_PIXELS) for face in sample.views.faces])
+    columns["drawn"] = np.concatenate([np.take_along_axis(flat, drawn, 1) for flat in (flat_value, flat_error)], axis=1)
     columns |= _risk_coverage(flat_error, flat_value)
     expected = HALF_INVENTED * flat_value / np.maximum(1 - flat_value, 1 / 512)  # the restorer's own scale, inverted
     bins = np.minimum((flat_value * BINS).astype(int), BINS - 1)
@@ -375,6 +387,11 @@ def _risk_coverage(error: np.ndarray, value: np.ndarray) -> Columns:
     }
 
 
+def _pooled_rank_correlation(table: np.ndarray) -> float:
+    """(n, 2 DRAWN_PIXELS) uncertainties, then errors, of pixels of n faces."""
+    return rank_correlation(table[:, :DRAWN_PIXELS], table[:, DRAWN_PIXELS:])
+
+
 def _calibration(means: np.ndarray) -> np.ndarray:
     """(m, 3 BINS) counts, errors, expected errors -> (m,) mean absolute gap, weighted by counts."""
     count, error, expected = np.split(means, 3, axis=1)
@@ -389,6 +406,11 @@ UNCERTAINTY = Family(
         Quantity(
             "rank correlation", ("rho",),
             "Spearman of uncertainty and absolute error (mean over RGB) over the pixels of a face, mean over faces",
+        ),
+        Quantity(
+            "rank correlation, pooled", ("drawn",),
+            f"Spearman of uncertainty and absolute error over {DRAWN_PIXELS} pixels of each face, all pooled",
+            of_faces=_pooled_rank_correlation,
         ),
         Quantity(
             "risk-coverage area", ("aurc",), f"mean risk over {COVERAGES} coverages; {_ORDER}", "grey levels", "down"
@@ -408,6 +430,7 @@ UNCERTAINTY = Family(
             statistic=lambda m: m[:, 0] / np.maximum(m[:, 1], 1e-12),
         ),
     ),
+    version=2,
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ class Measured:
 class _Variant:
     """A quantity as one number: as it is, as the gain over bicubic, or as a share of bicubic's.
 
-    `mean_of`: (m, k) column means -> (m,), the first column when None. `quantile`: taken instead of the mean.
+    `mean_of`: (m, k) column means -> (m,), the first column when None. `quantile`, `of_faces`: instead of the mean.
     """
 
     quantity: Quantity
@@ -49,12 +49,13 @@ class _Variant:
     unit: str
     mean_of: Callable[[np.ndarray], np.ndarray] | None = None
     quantile: float | None = None
+    of_faces: Callable[[np.ndarray], float] | None = None
 
     def table(self, rows: Mapping[str, Columns], row: str) -> tuple[np.ndarray, np.ndarray]:
         """(n, k) values of the faces that have all of them, and (N,) which faces those are."""
         names = self.quantity.columns
         if self.kind == "value":
-            table = np.stack([rows[row][name] for name in names], axis=1).astype(np.float64)
+            table = np.column_stack([rows[row][name] for name in names]).astype(np.float64)
         else:
             beside = (row, BICUBIC, ORIGINAL) if self.kind == "closed" else (row, BICUBIC)
             table = np.stack([rows[r][names[0]] for r in beside], axis=1).astype(np.float64)
@@ -71,6 +72,8 @@ class _Variant:
 
     def estimate(self, table: np.ndarray, clusters: np.ndarray) -> Estimate:
         """The same with its interval."""
+        if self.of_faces is not None:
+            return bootstrap_groups(self.of_faces, table, resamples=50)
         return (
             quantile(table[:, 0], self.quantile)
             if self.quantile is not None
@@ -81,7 +84,7 @@ class _Variant:
 def _variants(measured: Measured) -> list[_Variant]:
     made = []
     for q in measured.quantities:
-        made.append(_Variant(q, q.name, q.definition, "value", q.unit, q.statistic, q.quantile))
+        made.append(_Variant(q, q.name, q.definition, "value", q.unit, q.statistic, q.quantile, q.of_faces))
         if q.gain and BICUBIC in measured.rows:
             made.append(
                 _Variant(q, f"{q.name} gain", f"row - bicubic, face by face, mean; {q.definition}", "gain", q.unit)
@@ -157,6 +160,8 @@ def parity(measured: Measured, members: Mapping[str, np.ndarray]) -> list[Findin
     """
     found = []
     for variant, row, table, known in _rows(measured):
+        if variant.of_faces is not None:
+            continue
         for label, names in members.items():
             mine, clusters = names[known], measured.clusters[known]
             parts = {group: table[mine == group] for group in _ordered(names)}

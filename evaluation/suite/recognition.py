@@ -15,10 +15,10 @@ from evaluation.recognition import (
     verification_findings,
     verification_pairs,
 )
-from evaluation.statistics import Finding, bootstrap_together
+from evaluation.statistics import Finding, bootstrap, bootstrap_together
 from evaluation.suite.config import RecognitionOptions
 from evaluation.suite.curves import Curve
-from evaluation.suite.rows import BICUBIC, NEAREST, ORIGINAL
+from evaluation.suite.rows import BICUBIC, DEFAULT, NEAREST, ORIGINAL, RESTORED
 from evaluation.suite.sources import Loaded
 
 VERIFICATION, CLOSED_SET, OPEN_SET = "Verification", "Closed-set identification", "Open-set identification"
@@ -30,8 +30,9 @@ class Vectors:
 
     Attributes:
         source, condition, judge: names; `judge` with its part in training.
-        rows: row -> (N, D) unit vectors of every face, NaN where there is none; holds "original" and "bicubic".
-        undecided: row -> (N,) bool, the row's own verdict is "not decidable". weights: row -> card it judges, or "".
+        rows: row -> (N, D) unit vectors of every face and then of every reference, NaN where there is none; holds
+            "original", the only row with references, and "bicubic".
+        undecided: row -> (faces,) bool, the row's own verdict is "not decidable". weights: row -> card it judges or "".
     """
 
     source: Loaded
@@ -84,8 +85,9 @@ def recognition(
     """Every protocol that the source allows; what it does not allow is put into `why_not` with the reason."""
     found: list[Finding] = []
     curves: list[Curve] = []
-    people = [face.group for face in given.source.faces]
-    galleries = ("original",) if options.same_photograph else options.galleries
+    people = [face.group for face in (*given.source.faces, *given.source.references)]
+    partly = bool(given.source.references)  # nothing but originals is known of them
+    galleries = ("original",) if options.same_photograph or partly else options.galleries
     for gallery in galleries:
         label = f"{given.source.name}, {gallery} gallery, {given.judge}"
         if options.same_photograph:
@@ -101,6 +103,8 @@ def recognition(
             try:
                 if options.same_photograph:
                     raise ValueError("every person has one picture (same_photograph)")
+                if partly:
+                    raise ValueError("only the probes of its trials are restored (people)")
                 split = search_split(people, enrolled, options.search_probes, seed)
             except ValueError as error:
                 why_not[f"{section} on {given.source.name}"] = str(error)
@@ -141,6 +145,13 @@ def _verification(
             closed_finding(right, row, who, section=VERIFICATION, subset=label, condition=given.condition, row=row,
                            weights=given.weights[row])
         )  # fmt: skip
+    fidelities = [row for row in right if row.startswith(RESTORED) and row != DEFAULT]
+    if DEFAULT in right and fidelities:
+        best = max(fidelities, key=lambda row: right[row].mean())
+        lead = bootstrap(right[DEFAULT] - right[best], clusters=who)
+        definition = f"accuracy of the default fidelity less that of the best other one, here {best}"
+        found.append(Finding(VERIFICATION, label, "lead of the default", definition, lead, condition=given.condition,
+                             row=DEFAULT, weights=given.weights[DEFAULT]))  # fmt: skip
     return found, curves
 
 

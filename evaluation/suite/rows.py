@@ -24,8 +24,10 @@ from stages.degradation import DegradationConfig, degrade_face
 from stages.weights import card_names, read_card
 
 ORIGINAL, NEAREST, BICUBIC = "original", "nearest", "bicubic"
+RESTORED = "restored at "  # then the fidelity
+AT_1, DEFAULT = f"{RESTORED}1", f"{RESTORED}default"
 BARE = "bare"
-_MAPS = ("landmarks", "occlusion", "uncertainty")
+_BESIDE = ("landmarks", "occlusion", "uncertainty", "occluded_fraction")  # the picture, where a row gives them
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Views:
 
     Attributes:
         faces: N of them. lq: (N, n, n, 3) uint8 thumbnails. truth: (N, 128, 128, 3) uint8, what a perfect restoration
-            shows. mask: (N, 128, 128) float16 opacity of the painted cover. mask_lq: (N, n, n) float32 covered share.
+            shows. mask: (N, 128, 128) float32 opacity of the painted cover. mask_lq: (N, n, n) float32 covered share.
         covers: N kinds of painted cover, `BARE` where there is none.
     """
 
@@ -55,7 +57,7 @@ def degraded(faces: Sequence[EvaluationFace], config: DegradationConfig, grey: b
 
     return Views(
         faces, pictures([to_uint8(m.lq) for m in made]), pictures([m.gt for m in made]),
-        np.stack([m.mask for m in made]).astype(np.float16), np.stack([m.mask_lq for m in made]).astype(np.float32),
+        np.stack([m.mask for m in made]).astype(np.float32), np.stack([m.mask_lq for m in made]).astype(np.float32),
         tuple(m.occluder or BARE for m in made),
     )  # fmt: skip
 
@@ -69,7 +71,8 @@ class Made:
         refused: (N,) bool, no result (no face found, or failed). failed: (N,) bool, the part of them that is a fault.
         undecided: (N,) bool, the restorer's own verdict is "not decidable"; never for rows that give no verdict.
         landmarks: (N, 68, 2) float32 px; occlusion, uncertainty: (N, 128, 128) uint8, 255 = covered, wholly invented;
-            None for rows that give none, NaN points for a refused face.
+            occluded_fraction: (N,) covered share of the face. None for rows that give none; points and fraction of a
+            refused face are NaN.
         seconds: of one face. peak_mib: largest resident memory of this process meanwhile, NaN where unknown.
     """
 
@@ -80,6 +83,7 @@ class Made:
     landmarks: np.ndarray | None = None
     occlusion: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
+    occluded_fraction: np.ndarray | None = None
     seconds: float = 0.0
     peak_mib: float = float("nan")
 
@@ -91,22 +95,21 @@ class Made:
 
     def arrays(self) -> Arrays:
         """For the cache."""
-        maps = {name: value for name in _MAPS if (value := getattr(self, name)) is not None}
+        beside = {name: value for name in _BESIDE if (value := getattr(self, name)) is not None}
         cost = np.array([self.seconds, self.peak_mib])
         return {
             "images": self.images,
             "flags": np.stack([self.refused, self.failed, self.undecided]),
             "cost": cost,
-        } | maps
+        } | beside
 
     @classmethod
     def from_arrays(cls, arrays: Arrays) -> "Made":
         """Back from the cache."""
-        landmarks, occlusion, uncertainty = (arrays.get(name) for name in _MAPS)
         refused, failed, undecided = arrays["flags"]
-        return cls(
-            arrays["images"], refused, failed, undecided, landmarks, occlusion, uncertainty, *arrays["cost"].tolist()
-        )
+        beside = {name: arrays[name] for name in _BESIDE if name in arrays}
+        seconds, peak_mib = arrays["cost"].tolist()
+        return cls(arrays["images"], refused, failed, undecided, **beside, seconds=seconds, peak_mib=peak_mib)
 
 
 @dataclass(frozen=True)
@@ -157,7 +160,7 @@ def chain_row(
     def make(lq: np.ndarray) -> Made:
         return from_results(restorer().restore(list(lq)), lq)
 
-    key = fingerprint("chain 1", __version__, config.digest(), weight_hashes(config), place.type, exact)
+    key = fingerprint("chain 2", __version__, config.digest(), weight_hashes(config), place.type, exact)
     return Row(name, make, key, next(iter(config.weight_names()), ""))
 
 
@@ -167,18 +170,21 @@ def from_results(results: Sequence[Result], lq: np.ndarray) -> Made:
         bicubic(small) if r.image is None else _at_canonical(as_rgb(r.image))
         for r, small in zip(results, lq, strict=True)
     ]
-    maps: dict[str, Any] = {}
+    beside: dict[str, Any] = {}
     for name in ("occlusion", "uncertainty"):
         values = [getattr(r, name) for r in results]
         if any(v is not None for v in values):
             blank = np.zeros((CANONICAL_SIZE, CANONICAL_SIZE), np.uint8)
-            maps[name] = np.stack([blank if v is None else _at_canonical(to_uint8(v)) for v in values])
+            beside[name] = np.stack([blank if v is None else _at_canonical(to_uint8(v)) for v in values])
     if any(r.landmarks is not None for r in results):
-        maps["landmarks"] = np.stack([_points_at_canonical(r) for r in results])
+        beside["landmarks"] = np.stack([_points_at_canonical(r) for r in results])
+    if any(r.occluded_fraction is not None for r in results):
+        shares = [np.nan if r.image is None else r.occluded_fraction for r in results]
+        beside["occluded_fraction"] = np.array(shares, np.float64)
     return Made(
         np.stack(images), np.array([r.image is None for r in results]),
         np.array([r.status == "failed" for r in results]),
-        np.array([r.verdict == "not_decidable" for r in results]), **maps,
+        np.array([r.verdict == "not_decidable" for r in results]), **beside,
     )  # fmt: skip
 
 

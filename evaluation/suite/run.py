@@ -12,22 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.covered import load_real, real_findings
-from evaluation.faces import chunks, load_faces, read_validation_list, thumbnail
+from evaluation.faces import EvaluationFace, read_validation_list
 from evaluation.naturalness import with_interval
-from evaluation.restoring import REPOSITORY, AnyPrecision, Device, Restore, StageResult
+from evaluation.restoring import REPOSITORY, AnyPrecision, Device
 from evaluation.statistics import Estimate, Finding, bootstrap, to_json
 from evaluation.suite import plots
 from evaluation.suite.cache import Cache
-from evaluation.suite.collecting import FACES, Collected, Log, build_rows, collect, made_by
-from evaluation.suite.config import EvaluationConfig, EvaluationError, Source, load_evaluation
+from evaluation.suite.collecting import FACES, Collected, Log, build_rows, collect, made_in_parts
+from evaluation.suite.config import IDENTITY, EvaluationConfig, EvaluationError, Source, load_evaluation
+from evaluation.suite.covered import Bare, load_real, real_findings
 from evaluation.suite.curves import Curve, alignment_curves, group_curves, uncertainty_curves
 from evaluation.suite.judges import build_judge
 from evaluation.suite.measures import FAMILIES, SET_MEASURES, Columns, Quantity
 from evaluation.suite.numbers import Measured, groups, numbers, parity
 from evaluation.suite.recognition import Vectors, recognition
 from evaluation.suite.report import Strip, write_report
-from evaluation.suite.rows import BARE, ORIGINAL, Row
+from evaluation.suite.rows import AT_1, BARE, DEFAULT, ORIGINAL, Made, Row
 from evaluation.suite.sources import Loaded, load_source
 from evaluation.suite.tables import to_markdown
 from pipeline.chain import pick_device
@@ -36,7 +36,7 @@ from pipeline.run_record import hardware, versions
 from stages.weights import read_card
 
 POOL = "all sources"
-MOST_BARE = 300  # bare faces of each set that really covered ones are held against
+MOST_BARE = 300  # bare faces of each source that really covered ones are held against
 
 
 # --- from what was collected to numbers ------------------------------------------------------------------------------
@@ -44,13 +44,17 @@ MOST_BARE = 300  # bare faces of each set that really covered ones are held agai
 
 def _joined(parts: Sequence[Columns]) -> Columns:
     """Columns of several parts, one after the other; NaN where a part has none (say, all its faces were refused)."""
-    names = dict.fromkeys(name for part in parts for name in part)
-    blank = [np.full(len(part[FACES]), np.nan) for part in parts]
-    return {name: np.concatenate([p.get(name, b) for p, b in zip(parts, blank, strict=True)]) for name in names}
+    shapes = {name: values.shape[1:] for part in parts for name, values in part.items()}
+    return {
+        name: np.concatenate([part.get(name, np.full((len(part[FACES]), *shape), np.nan)) for part in parts])
+        for name, shape in shapes.items()
+    }
 
 
-def measured_families(source: Loaded, condition: str, kept: Collected, rows: Sequence[Row]) -> list[Measured]:
-    """Columns of every family, and of identity by every judge, as `Measured`."""
+def measured_families(
+    source: Loaded, condition: str, kept: Collected, rows: Sequence[Row], identity: bool
+) -> list[Measured]:
+    """Columns of every family, and of `identity` by every judge, as `Measured`."""
     clusters = np.array([face.group for face in source.faces])
     made = []
     for name, by_row in kept.columns.items():
@@ -58,7 +62,7 @@ def measured_families(source: Loaded, condition: str, kept: Collected, rows: Seq
         weights = {ORIGINAL: family.weights} | {row.name: row.weights for row in rows}
         joined = {row: _joined(parts) for row, parts in by_row.items()}
         made.append(Measured(family.section, source.name, condition, family.quantities, joined, clusters, weights))
-    for title, vectors in kept.vectors.items():
+    for title, vectors in kept.vectors.items() if identity else ():
         stacked = {row: np.concatenate(parts) for row, parts in vectors.items()}
         original = stacked[ORIGINAL]
         columns = {
@@ -127,20 +131,14 @@ def apply_bars(found: list[Finding], config: EvaluationConfig, not_measured: dic
     barred = []
     for f in found:
         for i, bar in enumerate(config.options.bars):
-            if (
-                (bar.metric, bar.row) == (f.metric, f.row)
-                and bar.source in (None, f.subset.split(",")[0])
-                and bar.condition in (None, f.condition)
-                and (bar.subset is None or bar.subset in f.subset or bar.subset in f.section)
-                and bar.group == (f.group or None)
-            ):
+            if bar.fits(f):
                 used.add(i)
                 up = bar.at_least is not None
                 f = replace(f, bar=bar.at_least if up else bar.at_most, direction="up" if up else "down")
         barred.append(f)
     for i, bar in enumerate(config.options.bars):
         if i not in used:
-            not_measured[f"bar {bar.metric}, {bar.row}"] = "no number of this run is meant by it"
+            not_measured[f"bar {bar}"] = "no number of this run is meant by it"
     return barred
 
 
@@ -172,7 +170,7 @@ class _Run:
         self.not_measured: dict[str, str] = {}
         self.failed = 0
         self.families = []
-        for name in config.options.measures:
+        for name in (n for n in config.options.measures if n != IDENTITY):
             if why := FAMILIES[name].unavailable():
                 self.not_measured[FAMILIES[name].section] = why
             else:
@@ -180,8 +178,9 @@ class _Run:
         self.judges = [build_judge(options, config) for options in config.options.embedders]
         self.rows = build_rows(config, device, precision, self.not_measured)
         self.cache, self.warm = Cache(output / "_cache", read=resume), set[str]()
-        self.pool: dict[tuple[str, str], list[Measured]] = {}  # section and condition -> sources
-        self.covers: dict[str, list[str]] = {}  # condition -> kind of cover of each face
+        # Section and condition -> each source's numbers and the kind of cover of each of its faces.
+        self.pool: dict[tuple[str, str], list[tuple[Measured, list[str]]]] = {}
+        self.bare: dict[str, Bare] = {}  # by source
 
     def measure(self, entry: Source) -> None:
         """Everything about one source."""
@@ -195,20 +194,23 @@ class _Run:
         self.failed += source.counts["unreadable picture"]
         self.log(f"{source.name}: {self.sources[source.name]}")
         members = groups(source.faces, options.parity) if source.name in options.parity.sources else {}
-        for condition in options.conditions:
-            kept = collect(
-                source, condition, self.config, self.rows, self.judges, self.families, self.cache, self.warm, self.log
-            )
+        for condition in entry.conditions or options.conditions:
+            wanted, recognised = self.config.measures(entry, condition), self.config.recognised(entry)
+            rows = [row for row in self.rows if self.config.has_row(condition, row.name)]
+            judges = self.judges if IDENTITY in wanted or recognised else []
+            families = [name for name in self.families if name in wanted]
+            kept = collect(source, condition, self.config, rows, judges, families, self.cache, self.warm, self.log)
             self.failed += kept.failed
             self.strips += kept.strips
-            self.covers.setdefault(condition, []).extend(kept.covers)
-            for family in measured_families(source, condition, kept, self.rows):
+            for family in measured_families(source, condition, kept, rows, IDENTITY in wanted):
                 self._numbers(family, members)
-                self.pool.setdefault((family.section, condition), []).append(family)
-            self.found += set_findings(source.name, condition, kept, self.rows)
-            self.found += cost_findings(source.name, condition, kept, self.rows)
-            if options.recognition is not None:
+                self.pool.setdefault((family.section, condition), []).append((family, kept.covers))
+            self.found += set_findings(source.name, condition, kept, rows) if IDENTITY in wanted else []
+            self.found += cost_findings(source.name, condition, kept, rows)
+            if recognised:
                 self._recognition(source, condition, kept)
+            if options.really_covered is not None and condition == options.really_covered.bare:
+                self._keep_bare(source.name, source.faces, kept)
             self.log(f"{source.name}, {condition}: numbers")
 
     def _numbers(self, family: Measured, members: Mapping[str, np.ndarray], whole: bool = True) -> None:
@@ -225,22 +227,33 @@ class _Run:
         undecided = {row: np.concatenate(parts) for row, parts in kept.undecided.items()}
         for judge in self.judges:
             vectors = {row: np.concatenate(parts) for row, parts in kept.vectors[judge.title].items()}
+            if source.references:
+                others = np.concatenate(kept.references[judge.title])
+                blank = np.full_like(others, np.nan)
+                vectors = {r: np.concatenate([v, others if r == ORIGINAL else blank]) for r, v in vectors.items()}
             given = Vectors(source, condition, judge.title, vectors, undecided, {ORIGINAL: judge.weights} | cards)
             found, curves = recognition(given, options.recognition, options.seed, self.not_measured)
             self.found, self.curves = self.found + found, self.curves + curves
 
     def measure_pool(self) -> None:
         """Numbers over all sources together, and by kind of painted cover."""
-        for (_, condition), parts in self.pool.items():
-            kinds = np.array(self.covers[condition])
+        for pool in self.pool.values():
+            parts, kinds = [part for part, _ in pool], np.concatenate([covers for _, covers in pool])
             members = {"cover": kinds} if (kinds != BARE).any() else {}
             several = len(parts) > 1
             if several or members:
                 self._numbers(pooled(parts) if several else parts[0], members, whole=several)
 
+    def _keep_bare(self, name: str, faces: Sequence[EvaluationFace], kept: Collected) -> None:
+        """What really covered faces are held against, as the first row made of bare ones."""
+        of_row = next((parts for row, parts in kept.columns.get("cover", {}).items() if row in (AT_1, DEFAULT)), [])
+        fractions = _joined(of_row).get("occluded_fraction")
+        if fractions is not None:
+            self.bare[name] = Bare(fractions[:MOST_BARE], [face.image for face in faces[:MOST_BARE]])
+
     def measure_covered(self) -> None:
         """Really covered faces, by the most faithful and by the default fidelity."""
-        given = self.config.options.really_covered
+        given, section = self.config.options.really_covered, "Really covered faces"
         if given is None:
             return
 
@@ -251,36 +264,28 @@ class _Run:
         paths = (*covered.values(), *as_found.values(), *canonical.values())
         missing = [path.name for path in paths if not path.is_file()]
         if missing:
-            self.not_measured["Really covered faces"] = f"{', '.join(missing)} not there"
+            self.not_measured[section] = f"{', '.join(missing)} not there"
             return
-        limit, listed = self.config.options.limit, read_validation_list(self.config.path(given.held_out))
-        bare = {n: load_faces(p, listed, limit=min(limit or MOST_BARE, MOST_BARE)) for n, p in canonical.items()}
-        faces = [face for part in bare.values() for face in part]
-        real = load_real(covered, as_found, canonical, faces, listed, limit)
-        chosen = [row for row in self.rows if row.name in ("restored at 1", "restored at default")]
-        restorers: dict[str, Restore] = {row.name: partial(self._results, row) for row in chosen}
-        if not restorers:
-            self.not_measured["Really covered faces"] = "fidelities hold neither 1 nor default"
+        chosen = [row for row in self.rows if row.name in (AT_1, DEFAULT)]
+        if not chosen:
+            self.not_measured[section] = "fidelities hold neither 1 nor default"
             return
-        first = next(iter(restorers.values()))
-        fractions = {
-            name: np.array([r.occluded_fraction for r in first([thumbnail(f.image) for f in part])], float)
-            for name, part in bare.items()
-        }
-        found = real_findings(real, fractions, restorers, self.cache.folder, given.steps)
-        self.found += [replace(f, weights=chosen[0].weights if f.row in restorers else "") for f in found]
-        self.log("really covered faces: numbers")
+        if not self.bare:
+            self.not_measured[section] = f"no source is measured for cover in {given.bare!r}"
+            return
+        listed = read_validation_list(self.config.path(given.held_out))
+        real = load_real(covered, as_found, canonical, listed, self.config.options.limit)
 
-    def _results(self, row: Row, images: list[np.ndarray]) -> list[StageResult]:
-        """A row as `evaluation.covered` calls it: through the cache, a result for each thumbnail."""
-        results = []
-        for part in chunks(images, self.config.options.chunk):
-            made = made_by(row, np.stack(part), self.cache, self.warm)
-            for i, refused in enumerate(made.refused):
-                occlusion = None if made.occlusion is None else made.occlusion[i].astype(np.float32) / 255
-                fraction = None if occlusion is None or refused else float(occlusion.mean())
-                results.append(StageResult(None if refused else made.images[i], None, occlusion, None, fraction))
-        return results
+        def restore(row: Row, lq: np.ndarray) -> Made:
+            return made_in_parts(row, lq, self.config.options.chunk, self.cache, self.warm)
+
+        restorers = {row.name: partial(restore, row) for row in chosen}
+        found, strips = real_findings(
+            real, self.bare, restorers, self.cache.folder, given.steps, self.config.options.pictures
+        )
+        self.found += [replace(f, weights=chosen[0].weights if f.row in restorers else "") for f in found]
+        self.strips += strips
+        self.log("really covered faces: numbers")
 
 
 def evaluate(
@@ -345,7 +350,9 @@ def _header(run: _Run, load: str, started: float, device: str, precision: str) -
 def _write(folder: Path, run: _Run, header: dict[str, Any], found: Sequence[Finding]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     drawn: list[tuple[str, Path]] = []
-    if why := plots.why_no_plots():
+    if not run.config.options.plots:
+        run.not_measured["plots"] = "plots: false"
+    elif why := plots.why_no_plots():
         run.not_measured["plots"] = why
     else:
         drawn = plots.draw(run.curves, folder / "plots")

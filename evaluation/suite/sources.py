@@ -17,8 +17,8 @@ from evaluation.faces import (
     load_faces,
     read_validation_list,
 )
-from evaluation.recognition import Pairs
-from evaluation.suite.config import EvaluationConfig, EvaluationError, Source
+from evaluation.recognition import Pairs, verification_pairs
+from evaluation.suite.config import EvaluationConfig, EvaluationError, RecognitionOptions, Source
 from landmarks.backends import BackendUnavailable, create
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
@@ -30,10 +30,12 @@ class Loaded:
     """One source, read.
 
     Attributes:
-        name: of the source. grey: measured in grey. faces: what could be read and has a face. identified: whether
-            `group` names people. pairs: trials of a pair list, else None. undecided_pairs: its genuine and impostor
-            trials with a picture in which no face was found: counted, never compared.
-        counts: what happened to the pictures that gave no face, by reason. public: nobody's private pictures.
+        name: of the source. grey: measured in grey. faces: what could be read and has a face. references: faces that
+            are only compared with, as originals. identified: whether `group` names people. pairs: trials of a pair list
+            or of a number of people, indices into faces and references one after the other; else None.
+        undecided_pairs: its genuine and impostor trials with a picture in which no face was found: counted, never
+            compared.
+        counts: what happened to the pictures that gave no face, by reason.
     """
 
     name: str
@@ -43,7 +45,7 @@ class Loaded:
     pairs: Pairs | None = None
     undecided_pairs: tuple[int, int] = (0, 0)
     counts: Counter[str] = field(default_factory=Counter)
-    public: bool = False
+    references: Sequence[EvaluationFace] = ()
 
 
 def load_source(source: Source, config: EvaluationConfig) -> Loaded | None:
@@ -58,7 +60,7 @@ def load_source(source: Source, config: EvaluationConfig) -> Loaded | None:
             EvaluationFace(f"example {i}", f"example {i}", source.name, image, None, {})
             for i, image in enumerate(example_faces()[:limit])
         ]
-        return Loaded(source.name, source.grey, faces, True, public=True)
+        return Loaded(source.name, source.grey, faces, True)
     place = config.path(source.parquet or source.folder or "")
     if not place.exists() and source.optional:
         return None
@@ -72,7 +74,10 @@ def load_source(source: Source, config: EvaluationConfig) -> Loaded | None:
 def _from_parquet(source: Source, config: EvaluationConfig, path: Path, limit: int | None) -> Loaded:
     listed = read_validation_list(config.path(source.held_out)) if source.held_out else frozenset()
     try:
-        faces = load_faces(path, listed, validation=bool(source.held_out), limit=limit, by_person=True)
+        faces = load_faces(
+            path, listed, validation=bool(source.held_out), limit=None if source.people else limit,
+            by_person=config.recognised(source),
+        )  # fmt: skip
     except ImportError as error:
         raise EvaluationError(f"source {source.name}: {error}; Parquet needs the extra evaluate") from error
     except (ValueError, KeyError) as error:
@@ -80,7 +85,30 @@ def _from_parquet(source: Source, config: EvaluationConfig, path: Path, limit: i
     if not faces:
         why = f"none of its ids is in {source.held_out}" if source.held_out else "it has no rows"
         raise EvaluationError(f"source {source.name}: no face in {path}: {why}")
+    if source.people and config.options.recognition is not None:
+        people = min(n for n in (source.people, config.options.limit) if n is not None)
+        return _with_trials(source, faces, people, config.options.recognition, config.options.seed)
     return Loaded(source.name, source.grey, faces, any(f.group != f.id for f in faces))
+
+
+def _with_trials(
+    source: Source, faces: Sequence[EvaluationFace], people: int, options: RecognitionOptions, seed: int
+) -> Loaded:
+    """The probes of `people` people, one for each fold at least, with the originals they are compared with."""
+    try:
+        pairs = verification_pairs(
+            [face.group for face in faces], options.probes_per_person, options.galleries_per_probe, options.folds, seed,
+            max_people=max(people, options.folds),
+        )  # fmt: skip
+    except ValueError as error:
+        raise EvaluationError(f"source {source.name}: {error}") from error
+    probes = np.unique(pairs.probe)
+    order = np.append(probes, np.setdiff1d(pairs.gallery, probes))
+    place = np.zeros(len(faces), int)
+    place[order] = np.arange(len(order))
+    chosen = [faces[i] for i in order]
+    moved = Pairs(place[pairs.probe], place[pairs.gallery], pairs.same, pairs.fold)
+    return Loaded(source.name, source.grey, chosen[: len(probes)], True, moved, references=chosen[len(probes) :])
 
 
 def _read(path: Path, name: str, person: str, source: Source) -> EvaluationFace | str:

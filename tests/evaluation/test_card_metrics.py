@@ -14,38 +14,43 @@ FINDING = {
     "section": "Clean",
     "metric": "PSNR gain",
     "subset": "a",
+    "condition": "clean",
+    "row": "restored at 1",
+    "group": "",
+    "weights": "tiny",
     "n": 3,
     "value": 1.5,
     "low": 1.0,
     "high": 2.0,
-    "baseline": None,
 }
 
 
 @pytest.fixture
-def bars(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(weights.WEIGHTS_ENV, str(tmp_path))
     fields = {k: {} for k in ("arguments", "input", "data", "recipe")}
     card = {"architecture": "x", "metrics": [], "licence": "none", "limits": "all", **fields}
     weights.save_weights("tiny", nn.Linear(2, 2), card, torch.float32)
     sha = weights.read_card("tiny").sha256
-    findings = [FINDING | {"bar": 2.6}, FINDING | {"bar": None}]
-    path = tmp_path / "out" / "bars.json"
+    findings = [FINDING | {"bar": 2.6}, FINDING | {"bar": None}, FINDING | {"bar": 2.6, "weights": ""}]
+    findings.append(FINDING | {"bar": None, "weights": "", "row": "bicubic", "value": 0.5})
+    path = tmp_path / "out" / "tables.json"
     path.parent.mkdir()
     path.write_text(json.dumps({"header": {"weights": f"tiny {sha[:16]}"}, "findings": findings}))
     return path
 
 
-def test_barred_figures_enter_the_card(bars: Path) -> None:
-    main([str(bars), "tiny"])
+def test_barred_figures_of_the_card_alone_enter_it(tables: Path) -> None:
+    main([str(tables), "tiny"])
     (entry,) = weights.read_card("tiny").metrics
-    assert entry["metric"] == "Clean: PSNR gain" and entry["value"] == 1.5 and entry["interval"] == [1.0, 2.0]
+    assert entry["metric"] == "Clean: PSNR gain, restored at 1" and entry["set"] == "a, clean"
+    assert entry["value"] == 1.5 and entry["baseline"] == 0.5 and entry["interval"] == [1.0, 2.0]
 
 
-def test_figures_of_other_weights_are_refused(bars: Path) -> None:
-    content = json.loads(bars.read_text())
+def test_figures_of_other_weights_are_refused(tables: Path) -> None:
+    content = json.loads(tables.read_text())
     content["header"]["weights"] = "tiny 0123456789abcdef"
-    bars.write_text(json.dumps(content))
+    tables.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="measure again"):
-        main([str(bars), "tiny"])
+        main([str(tables), "tiny"])
     assert weights.read_card("tiny").metrics == []

@@ -108,31 +108,3 @@ def test_share_closed_of_known_accuracies() -> None:
     assert recognition.share_closed(0.97, 0.79, 0.88) == pytest.approx(0.5)
     assert recognition.share_closed(0.97, 0.79, 0.70) < 0
     assert np.isnan(recognition.share_closed(0.9, 0.9, 0.9))
-
-
-class _Colour:
-    """Embeds a picture as its mean colour: people are told apart by it."""
-
-    name, in_training = "colour", "none"
-
-    def __call__(self, images: list[np.ndarray], landmarks: list[np.ndarray]) -> np.ndarray:
-        return np.stack([image.reshape(-1, 3).mean(0) for image in images]).astype(np.float32)
-
-
-def test_probes_equal_to_the_originals_close_all_that_was_lost() -> None:
-    rng = np.random.default_rng(3)
-    people = [f"p{i}" for i in range(20) for _ in range(3)]
-    colours = {p: rng.integers(0, 256, 3) for p in dict.fromkeys(people)}
-    originals = [np.broadcast_to(colours[p], (4, 4, 3)).astype(np.uint8) for p in people]
-    made = recognition.verification_pairs(people, 3, 2)
-    lost = {int(i): rng.integers(0, 256, (4, 4, 3), dtype=np.uint8) for i in set(made.probe)}
-    variants = {"bicubic": lost, "restored": {i: originals[i] for i in lost}}
-    points = [np.zeros((68, 2))] * len(people)
-    found = recognition.probe_findings(
-        "s", made, people, originals, points, variants, _Colour(), "restored", {"share of lost accuracy closed": 0.55}
-    )
-    value = {(f.subset, f.metric): f for f in found}
-    assert value["original", "accuracy"].estimate.value > 0.9
-    assert value["bicubic", "accuracy"].estimate.value < 0.75
-    closed = value["restored", "share of lost accuracy closed"]
-    assert closed.estimate.value == pytest.approx(1.0) and closed.passed

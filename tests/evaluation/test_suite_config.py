@@ -47,7 +47,12 @@ def written(tmp_path: Path, text: str) -> Path:
         (HEAD.replace("examples: true", "pairs: p.txt, examples: true"), r"pairs needs the folder"),
         (HEAD.replace("examples: true", "grey: true"), r"exactly one of parquet, folder and examples; found none"),
         (HEAD + "chains: {edited: nothing.yaml}\n", r"chains\.edited: .*no such config file"),
-        (HEAD + "parity: {sources: [others]}\n", r"parity\.sources\[0\] = 'others': no such source"),
+        (HEAD + "parity: {sources: [others]}\n", r"parity\.sources\[0\] = 'others': unknown; known: faces"),
+        (HEAD + "recognition: {sources: [others]}\n", r"recognition\.sources\[0\] = 'others': unknown; known: faces"),
+        (HEAD + "only: {night: {rows: []}}\n", r"only\[0\] = 'night': unknown; known: clean"),
+        (HEAD + "only: {clean: {measures: [cove]}}\n", r"only\.clean\.measures\[0\] = 'cove': unknown; known: fid"),
+        (HEAD.replace("true}", "true, conditions: [night]}"), r"sources\[0\]\.conditions\[0\] = 'night': unknown"),
+        (HEAD.replace("true}", "true, people: 20}"), r"people needs a parquet"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_named_with_its_place(tmp_path: Path, text: str, message: str) -> None:

@@ -38,7 +38,10 @@ sources: [{name: bare, parquet: bare.parquet, held_out: ids.txt}]
 conditions: {clean: {}}
 chain: chain.yaml
 fidelities: [1]
-measures: [outcomes]
+measures: [cover]
+bars:
+  - {metric: AUC against all bare sets, row: restored at 1, at_least: 0.95}
+  - {metric: ["still called covered, masked"], row: [restored at 1, restored at 0], at_most: 0.1}
 really_covered:
   covered: {masked: masked.parquet}
   as_found: {street: bare.parquet}
@@ -63,7 +66,10 @@ def test_really_covered_faces_are_measured_in_the_same_run(tmp_path: Path, tiny_
     left = found["still called covered, masked", "restored at 1"]
     assert left.bar == 0.1 and left.estimate.n == 6 and left.weights == "prouigan_128"
     assert found["still called covered, masked", "bicubic"].bar is None
-    assert found["AUC against all bare sets", "restored at 1"].bar == 0.95
+    auc = found["AUC against all bare sets", "restored at 1"]
+    assert auc.bar == 0.95 and auc.estimate.n == 6 + 6 + 6  # covered; bare of the source; bare as found
+    page = (outcome.folder / "report.html").read_text()
+    assert "Pictures: masked, as found" in page and 'alt="cover found"' in page
     made = len(list((tmp_path / "out" / "_cache" / "restored").glob("*.npz")))
     again = run.evaluate(load_evaluation(tmp_path / "e.yaml"), tmp_path / "out", device="cpu", precision="fp32")
     assert again.cache.misses == 0 and len(list((tmp_path / "out" / "_cache" / "restored").glob("*.npz"))) == made

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score
 
-from evaluation.faces import EvaluationFace
+from evaluation.faces import EvaluationFace, bicubic
 from evaluation.suite import measures
 from evaluation.suite.config import ParityOptions
 from evaluation.suite.measures import FAMILIES, Quantity, Sample
 from evaluation.suite.numbers import Measured, groups, numbers, parity
-from evaluation.suite.rows import Made, Views, degraded
+from evaluation.suite.rows import Made, Views, degraded, from_results
 from evaluation.suite.run import pooled
+from pipeline.restorer import Result
 from stages.degradation import DegradationConfig
 from stages.degradation.occluders import MEAN_SHAPE
 from stages.networks.face_parser import PARSING_CLASSES
@@ -115,9 +116,19 @@ def test_uncertainty_that_orders_by_error_avoids_all_avoidable_risk() -> None:
     error = np.random.default_rng(3).integers(0, 100, (2, 128, 128))
     assert quantity("share of the risk avoided", with_error(error * 2, error)) == pytest.approx(1, abs=1e-6)
     assert quantity("rank correlation", with_error(error * 2, error)) == pytest.approx(1)
+    assert quantity("rank correlation, pooled", with_error(error * 2, error)) == pytest.approx(1)
     assert quantity("share of the risk avoided", with_error(200 - error * 2, error)) < -0.5
     blind = np.random.default_rng(4).integers(0, 250, error.shape)
     assert quantity("share of the risk avoided", with_error(blind, error)) == pytest.approx(0, abs=0.03)
+
+
+def test_the_pooled_rank_correlation_sees_differences_between_faces_that_the_mean_of_faces_does_not() -> None:
+    rng = np.random.default_rng(6)
+    level = np.array([10, 90])[:, None, None]
+    error, value = level + rng.integers(0, 10, (2, 128, 128)), level + rng.integers(0, 10, (2, 128, 128))
+    columns = with_error(value, error)
+    assert columns["drawn"].shape == (2, 2 * measures.DRAWN_PIXELS)
+    assert abs(quantity("rank correlation", columns)) < 0.05 and quantity("rank correlation, pooled", columns) > 0.7
 
 
 def test_a_calibrated_map_has_no_calibration_error() -> None:
@@ -138,10 +149,24 @@ def test_parts_whose_faces_were_all_refused_leave_gaps_and_sources_pool() -> Non
         people = np.array([f"{values[0]} {i}" for i in range(len(values))])
         return Measured("S", "s", "c", quantities, {"x": columns}, people, {"x": ""})
 
-    whole = pooled([of([1.0, 2.0], map=[5.0, 6.0]), of([6.0])])
+    whole = pooled([of([1.0, 2.0], map=[5.0, 6.0], drawn=[[7.0, 8.0], [9.0, 10.0]]), of([6.0])])
     np.testing.assert_array_equal(whole.rows["x"]["map"], [5, 6, np.nan])
+    np.testing.assert_array_equal(whole.rows["x"]["drawn"], [[7, 8], [9, 10], [np.nan, np.nan]])
     (found,) = numbers(whole)
     assert found.subset == "all sources" and found.estimate.value == 3 and found.estimate.n == 3
+
+
+def test_a_refused_face_counts_as_bicubic_and_gains_nothing() -> None:
+    views = degraded(faces(3), DegradationConfig.clean(), grey=False)
+    base = np.stack([bicubic(small) for small in views.lq])
+    lost = [Result(source="x", status="no_face", image=None)] * 3
+    made = from_results(lost, views.lq)
+    assert made.refused.all() and made.occluded_fraction is None
+    rows = {row: measures.fidelity(Sample(views, m)) for row, m in (("bicubic", Made.plain(base)), ("restored", made))}
+    quantities, cards = FAMILIES["fidelity"].quantities, dict.fromkeys(rows, "")
+    found = numbers(Measured("S", "s", "c", quantities, rows, np.arange(3), cards))
+    gains = {f.metric: f.estimate.value for f in found if f.row == "restored" and f.metric.endswith("gain")}
+    assert gains["PSNR gain"] == 0 and gains["SSIM gain"] == 0
 
 
 def test_the_share_of_a_loss_that_comes_back() -> None:

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from evaluation.faces import EvaluationFace
-from evaluation.recognition import Pairs, verification_findings
+from evaluation.recognition import Pairs, verification_findings, verification_pairs
 from evaluation.suite.config import RecognitionOptions
 from evaluation.suite.recognition import Vectors, recognition, same_photograph_pairs
 from evaluation.suite.sources import Loaded
@@ -37,7 +37,10 @@ def vectors(
 
 
 PEOPLE = [f"p{i:02d}" for i in range(30) for _ in range(4)]
-NOISE = {"original": 0.1, "nearest": 3.0, "bicubic": 3.0, "restored at 1": 0.2, "restored at 0": 6.0}
+NOISE = {
+    "original": 0.1, "nearest": 3.0, "bicubic": 3.0, "restored at 1": 0.2, "restored at default": 0.8,
+    "restored at 0": 6.0,
+}  # fmt: skip
 
 
 def measured(
@@ -70,6 +73,9 @@ def test_a_perfect_row_closes_what_was_lost_and_a_bad_one_makes_it_worse() -> No
     )
     assert value["Verification", "original", "restored at 1", "share of lost accuracy closed"] > 0.9
     assert value["Verification", "original", "restored at 0", "share of lost accuracy closed"] < 0
+    lead = value["Verification", "original", "restored at default", "lead of the default"]
+    accuracy = {row: value["Verification", "original", row, "accuracy"] for row in NOISE}
+    assert lead == pytest.approx(accuracy["restored at default"] - accuracy["restored at 1"]) and lead < 0
     assert {f"TAR at FAR 1e-{i}" for i in (1, 2, 3)} <= {key[3] for key in table}
     closed, opened = "Closed-set identification", "Open-set identification"
     assert value[closed, "original", "original", "rank-1"] > 0.97
@@ -120,6 +126,26 @@ def test_one_picture_a_person_is_said_and_the_same_photograph_may_stand_in() -> 
     table, why_not, _ = measured(rows, options=RecognitionOptions(same_photograph=True), given=source(people))
     assert {key[0] for key in table} == {"Verification"} and {key[1] for key in table} == {"degraded"}
     assert table["Verification", "degraded", "original", "accuracy"].value == 1
+
+
+def test_references_are_compared_with_as_originals_and_never_searched_for() -> None:
+    rows, whole = vectors(PEOPLE, NOISE), source(PEOPLE)
+    pairs = verification_pairs(PEOPLE, 1, 2)
+    probes = np.unique(pairs.probe)
+    order = np.append(probes, np.setdiff1d(np.arange(len(PEOPLE)), probes))
+    place = np.argsort(order)
+    moved = Pairs(place[pairs.probe], place[pairs.gallery], pairs.same, pairs.fold)
+    chosen = [whole.faces[i] for i in order]
+    partly = Loaded("set", False, chosen[: len(probes)], True, moved, references=chosen[len(probes) :])
+    mixed = {row: v[order].copy() for row, v in rows.items()}
+    for row in (r for r in mixed if r != "original"):
+        mixed[row][len(probes) :] = np.nan
+    table, why_not, _ = measured(mixed, given=partly)
+    original = RecognitionOptions(galleries=("original",))
+    expected, _, _ = measured(rows, given=source(PEOPLE, pairs=pairs), options=original)
+    assert {key[:2] for key in table} == {("Verification", "original")}
+    assert table == {key: e for key, e in expected.items() if key[0] == "Verification"}
+    assert "only the probes" in why_not["Closed-set identification on set"]
 
 
 def test_same_photograph_trials_never_call_another_one_the_same() -> None:

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from evaluation.card_metrics import main as card_metrics
+from evaluation.faces import to_uint8
 from evaluation.restoring import REPOSITORY
 from evaluation.suite import run
 from evaluation.suite.cache import Cache, fingerprint
 from evaluation.suite.config import EvaluationError, load_evaluation
 from evaluation.suite.judges import Judge, build_judge
-from evaluation.suite.rows import Made, Row
+from evaluation.suite.rows import Made, Row, baselines, degraded
 from evaluation.suite.sources import load_source
 from pipeline.cli import main as command
 from pipeline.config import ConfigError
@@ -121,6 +123,42 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_the_same_numbers(
         for outcome in (first, again, whole)
     ]  # fmt: skip
     assert numbers[0] == numbers[1] == numbers[2] and len(numbers[0]) > 50
+
+
+def test_a_perfect_restorer_reaches_the_shipped_bars_and_a_condition_measures_what_it_is_for(
+    evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shipped = yaml.safe_load((REPOSITORY / "configs" / "evaluate" / "restorer.yaml").read_text())
+    others = ("NME", "share of lost", "lead of", "AUC against", "still called")
+    bars = [bar | {"source": None} for bar in shipped["bars"] if not any(word in str(bar["metric"]) for word in others)]
+    content = yaml.safe_load(evaluation.read_text()) | {
+        "conditions": {name: c for name, c in shipped["conditions"].items() if name != "cubic"},
+        "only": {"noisy": shipped["only"]["noisy"]}, "bars": bars, "fidelities": [1], "rivals": [], "recognition": None,
+        "measures": ["fidelity", "consistency", "cover", "uncertainty"], "embedders": [],
+    }  # fmt: skip
+    evaluation.write_text(yaml.safe_dump(content))
+    config = load_evaluation(evaluation)
+    faces = load_source(config.options.sources[0], config).faces  # type: ignore[union-attr]
+    truths = {}
+    for degradation in config.degradations.values():
+        views = degraded(faces, degradation, grey=False)
+        truths |= {lq.tobytes(): (t, m) for lq, t, m in zip(views.lq, views.truth, views.mask, strict=True)}
+
+    def perfect(lq: np.ndarray) -> Made:
+        truth, mask = (np.stack(part) for part in zip(*(truths[small.tobytes()] for small in lq), strict=True))
+        noise = np.random.default_rng(0).integers(0, 12, mask.shape) * mask  # an error under the cover, and known
+        none = np.zeros(len(lq), bool)
+        images = np.clip(truth + noise[..., None], 0, 255).astype(np.uint8)
+        return Made(images, none, none, none, None, to_uint8(mask), np.clip(noise * 8 + 1, 0, 255).astype(np.uint8))
+
+    monkeypatch.setattr(run, "build_rows", lambda *given: [*baselines(), Row("restored at 1", perfect, "perfect")])
+    outcome = run.evaluate(config, tmp_path / "out", device="cpu")
+    judged = [f for f in outcome.findings if f.bar is not None]
+    assert not [(f.metric, f.condition, f.estimate) for f in judged if not f.passed]
+    assert {f.section for f in judged} == {"Fidelity", "Agreement with the thumbnail", "Cover found", "Uncertainty"}
+    noisy = {(f.section, f.row) for f in outcome.findings if f.condition == "noisy"}
+    time = "Time and memory"
+    assert noisy == {("Cover found", "restored at 1"), (time, "bicubic"), (time, "restored at 1")}
 
 
 def test_the_cache_knows_content_from_configuration_and_survives_damage(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Sources: people from folders, trials from LFW's lists; what cannot be used is refused or counted, never guessed."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,8 @@ from PIL import Image
 
 from evaluation.suite.config import EvaluationConfig, EvaluationError, load_evaluation
 from evaluation.suite.sources import Loaded, load_source, read_pairs
+from pipeline.config import ConfigError
+from stages.degradation.occluders import MEAN_SHAPE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +30,38 @@ def config(tmp_path: Path, source: str) -> EvaluationConfig:
     chain = ROOT / "configs" / "bicubic.yaml"
     path.write_text(f"version: 1\nname: t\nsources: [{source}]\nconditions: {{clean: {{}}}}\nchain: {chain}\n")
     return load_evaluation(path)
+
+
+def test_a_number_of_people_leaves_their_probes_and_what_they_are_compared_with(tmp_path: Path) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    people = [f"p{i}" for i in range(24) for _ in range(3)] + [f"single{i}" for i in range(20)]
+    rng = np.random.default_rng(0)
+    rows = []
+    for i, person in enumerate(people):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+        points = (np.asarray(MEAN_SHAPE) / 4).ravel().tolist()
+        rows.append({"id": f"i{i}", "identity": person, "image": buffer.getvalue(), "landmarks": points})
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    path = tmp_path / "e.yaml"
+    text = (
+        f"version: 1\nname: t\nsources: [{{name: s, parquet: p.parquet, people: 12}}]\nconditions: {{clean: {{}}}}\n"
+        f"chain: {ROOT / 'configs' / 'bicubic.yaml'}\n"
+    )
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=r"sources\[0\]\.people: name 's' in recognition.sources too"):
+        load_evaluation(path)
+    path.write_text(text + "recognition: {sources: [s], probes_per_person: 2, galleries_per_probe: 1}\n")
+    for overrides, expected in (([], 12), (["limit=3"], 10)):  # never fewer than one for each fold
+        made = load_evaluation(path, overrides)
+        source = load_source(made.options.sources[0], made)
+        assert source is not None and source.pairs is not None
+        every = [*source.faces, *source.references]
+        assert len({face.group for face in source.faces}) == expected and len(source.faces) == 2 * expected
+        assert set(source.pairs.probe) == set(range(len(source.faces)))
+        assert set(source.pairs.probe) | set(source.pairs.gallery) == set(range(len(every)))
+        same = [every[a].group == every[b].group for a, b in zip(source.pairs.probe, source.pairs.gallery, strict=True)]
+        np.testing.assert_array_equal(same, source.pairs.same)
 
 
 def load(tmp_path: Path, source: str) -> Loaded | None:

@@ -11,7 +11,7 @@ import torch
 from evaluation import traits
 from evaluation.faces import EvaluationFace
 from evaluation.statistics import bootstrap
-from evaluation.traits import TraitReader, classifier_findings, columns, mean_recall, share_closed, trait_findings
+from evaluation.traits import TraitReader, classifier_findings, columns, mean_recall
 from stages.networks.classifier import TraitNet
 from stages.networks.face_parser import FaceParser
 from stages.weights import save_weights
@@ -88,30 +88,13 @@ def test_a_class_that_no_face_has_is_left_out_of_the_mean() -> None:
     assert mean_recall(np.array([[0.25, 0.1, 0.0, 0.5, 0.2, 0.0]]))[0] == pytest.approx(0.5)
 
 
-def test_findings_say_how_many_faces_and_hold_bicubic_beside() -> None:
-    rows = {"original": ORIGINAL, "bicubic": ORIGINAL, "restored": RESTORED}
-    found = {(f.row, f.metric): f for f in trait_findings(Told(), rows, LABELS, "some", "clean")}  # type: ignore[arg-type]
-    right = found["restored", "expression, accuracy"]
-    assert (right.estimate.value, right.estimate.n, right.baseline) == (1.0, 3, pytest.approx(2 / 3))
-    age = found["restored", "age, error"]
-    assert (age.estimate.value, age.direction, age.unit, age.estimate.n) == (6.5, "down", "years", 2)
-    assert found["restored", "hat, kept"].estimate.value == 0.75
-    assert found["original", "age, error"].estimate.value == 0.5
-    assert ("original", "hat, kept") not in found  # it would be 1 and say nothing
-    assert all(f.condition == "clean" and f.weights == "told" for f in found.values())
-
-
-def test_a_row_of_originals_is_needed() -> None:
-    with pytest.raises(ValueError, match="row named original"):
-        trait_findings(Told(), {"bicubic": ORIGINAL}, LABELS, "some")  # type: ignore[arg-type]
-
-
-def test_the_share_closed_lies_between_the_baseline_and_the_original() -> None:
-    baseline, original = np.array([0.0, 0, 0, 1, np.nan]), np.array([1.0, 1, 1, 1, 1])
-    half = share_closed(np.array([1.0, 0, 0, 1, 1]), baseline, original)
-    assert half.value == pytest.approx(1 / 3) and half.n == 4
-    assert share_closed(baseline, baseline, original).value == 0
-    assert share_closed(original, baseline, original).value == 1
+def test_findings_say_how_many_faces_they_are_of() -> None:
+    found = {f.metric: f for f in classifier_findings(Told(), ORIGINAL, LABELS, "some")}  # type: ignore[arg-type]
+    right = found["expression, accuracy"]
+    assert (right.estimate.value, right.estimate.n) == (pytest.approx(2 / 3), 3)
+    age = found["age, error"]
+    assert (age.estimate.value, age.direction, age.unit, age.estimate.n) == (0.5, "down", "years", 2)
+    assert all(f.weights == "told" for f in found.values())
 
 
 def test_a_classifier_is_measured_with_the_auc_of_scikit_learn(reader: TraitReader) -> None:
