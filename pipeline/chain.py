@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ChainConfig, ConfigError
+from pipeline.images import ImageError, Limits, check_size
 from stages import STAGES
 from stages.base import Closing, Opening, Precision, Stage
 from stages.batch import FaceBatch
@@ -26,8 +27,10 @@ def pick_device(name: str) -> torch.device:
     """The device for `auto`, `cpu` or `cuda`.
 
     Raises:
-        ConfigError: CUDA was asked for and is not usable here.
+        ConfigError: another name, or CUDA was asked for and is not usable here.
     """
+    if name not in ("auto", "cpu", "cuda"):
+        raise ConfigError([f"device {name!r}: expected auto, cpu or cuda"])
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
@@ -45,7 +48,9 @@ def has_fast_bf16(device: torch.device) -> bool:
 
 
 def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """`auto` takes bf16 where the device computes it natively, else fp32."""
+    """`auto` takes bf16 where the device computes it natively, else fp32. Raises `ConfigError` for another name."""
+    if name not in ("auto", "fp32", "bf16"):
+        raise ConfigError([f"precision {name!r}: expected auto, fp32 or bf16"])
     return ("bf16" if has_fast_bf16(device) else "fp32") if name == "auto" else name
 
 
@@ -148,13 +153,18 @@ class Chain:
     def _run(self, batch: FaceBatch) -> FaceBatch:
         batch, count = batch.to(self.device), len(batch)
         with torch.inference_mode():
-            for index, name, stage in self.stages:
+            for place, (index, name, stage) in enumerate(self.stages):
                 before = batch
                 try:
+                    if place and stage.accepts_px is not None:  # what comes first was checked when it was read
+                        height, width = before.image.shape[-2:]
+                        check_size(width, height, Limits(width * height, stage.accepts_px))
                     # Plain resampling and stages that see one face at a time need no lots of one size; a large picture
                     # would be paid many times over.
                     lots = stage.generative and not stage.one_by_one
                     batch = cut(stage(fill(batch, self.lot)), 0, count) if lots else stage(batch)
+                except ImageError as error:
+                    raise ChainError(f"stages[{index}] ({name}): {error}") from error
                 except Exception as error:  # a stage may fail in any way; the cause is kept and the face recorded
                     raise ChainError(f"stages[{index}] ({name}): {type(error).__name__}: {error}") from error
                 batch = _same_frame(stage, before, batch)

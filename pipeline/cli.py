@@ -12,17 +12,31 @@ DEFAULT_CONFIG = "configs/cctv_restore.yaml"
 
 
 def _fidelity(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 0 (sharpest) to 1 (closest to the input)")
+        raise argparse.ArgumentTypeError(f"{text}: expected a number from 0 (sharpest) to 1 (closest to the input)")
     return value
 
 
 def _count(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number, 1 or more")
     return value
+
+
+def _place(text: str) -> str:
+    """A path or URL; an empty one, mostly an unset variable of a script, would mean the current folder."""
+    place = text.removeprefix("file://")  # a URL of this machine's own files is a path
+    if not place.strip():
+        raise argparse.ArgumentTypeError("is empty; for the current folder say .")
+    return place
 
 
 def _attribute(text: str) -> tuple[str, float]:
@@ -37,9 +51,10 @@ def _attribute(text: str) -> tuple[str, float]:
 def _add_run_options(parser: argparse.ArgumentParser, config: str | None) -> None:
     """Options shared by the commands that run a chain over inputs."""
     add = parser.add_argument
-    add("-i", "--input", nargs="+", required=True, metavar="INPUT", action="extend",
+    add("-i", "--input", nargs="+", required=True, metavar="INPUT", action="extend", type=_place,
         help="file, folder (recursive), glob, .txt list of paths, or a URL in an object store")  # fmt: skip
-    add("-o", "--output", required=True, metavar="OUT", help="output folder, or its URL in an object store")
+    add("-o", "--output", required=True, metavar="OUT", type=_place,
+        help="output folder, or its URL in an object store")  # fmt: skip
     add("-c", "--config", default=config, metavar="YAML",
         help="chain (default: %(default)s)" if config else "chain with the editor (default: it alone)")  # fmt: skip
     add("--set", action="append", default=[], dest="overrides", metavar="PATH=VALUE",

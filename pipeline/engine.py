@@ -425,7 +425,8 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
         }  # fmt: skip
         output.write("_run/run.json", json.dumps(record, indent=1).encode() + b"\n")
         report = write_report(output, prepared.plan, journal, record, request.max_pixels)
-    print(f"{request.folder}: {progress.state()}; report: {report}", file=sys.stderr, flush=True)
+    place = report if request.remote is None else f"{request.remote.rstrip('/')}/_run/{report.name}"
+    print(f"{request.folder}: {progress.state()}; report: {place}", file=sys.stderr, flush=True)
     if left:
         print(f"{left} of {len(prepared.plan)} inputs not reached; the same command goes on from here", file=sys.stderr)
     return SOME_FAILED if left or FAILURES & counts.keys() else DONE

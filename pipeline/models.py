@@ -33,6 +33,8 @@ def verify_models() -> int:
         except WeightsError as error:
             bad += 1
             print(f"{name}: {error}")
+    if not names:
+        print(f"no weight cards in {weights_dir()}")
     return 1 if bad else 0 if names else 4
 
 

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import sys
 import tempfile
 import unicodedata
 from array import array
@@ -242,13 +243,20 @@ class Plan:
             raise InputError(f"--mask {inputs.mask}: no such file or folder")
         self.roots = inputs.roots()
         self._file = tempfile.TemporaryFile(prefix="revisage-plan-")
-        self.name_hashes, targets = array("Q"), array("Q")
+        self.name_hashes, targets, unmasked = array("Q"), array("Q"), 0
         for task in inputs.tasks():
             row = [task.name, task.source, task.target, task.mask, task.refused]
             self._file.write(json.dumps(row).encode() + b"\n")
             self.name_hashes.append(name_hash(task.name))
             targets.append(name_hash(self._folded(task.target)))
+            unmasked += task.mask is None
         self._refuse_collisions(targets)
+        if inputs.mask is not None and unmasked:
+            if unmasked == len(self):
+                raise InputError(
+                    f"--mask {inputs.mask}: holds no mask of any input; expected the inputs' own names and folders"
+                )
+            print(f"--mask: {unmasked} of {len(self)} inputs have no mask; their cover is looked for", file=sys.stderr)
 
     def __len__(self) -> int:
         return len(self.name_hashes)

@@ -102,12 +102,16 @@ class Cluster:
         if self._ours:
             self.ray.shutdown()
 
-    def _pool(self) -> Any:
-        """How many workers: as asked with --workers, else between the two numbers of the YAML."""
-        strategy = self.ray.data.ActorPoolStrategy
+    def _pool(self, alone: bool) -> Any:
+        """How many workers: as asked with --workers, else between the two numbers of the YAML.
+
+        `alone`: none holds a second task, which would die with the first.
+        """
         if self.prepared.request.workers is not None:
-            return strategy(size=self.prepared.request.workers)
-        return strategy(min_size=self.settings.min_actors, max_size=self.settings.max_actors)
+            sizes: dict[str, int | None] = {"size": self.prepared.request.workers}
+        else:
+            sizes = {"min_size": self.settings.min_actors, "max_size": self.settings.max_actors}
+        return self.ray.data.ActorPoolStrategy(**sizes, max_tasks_in_flight_per_actor=1 if alone else None)
 
     def _request(self) -> "Request":
         """The request as a worker on any machine needs it: the chain by value, arithmetic as chosen here."""
@@ -139,7 +143,7 @@ class Cluster:
                 Actor,
                 batch_size=None,
                 batch_format="numpy",
-                compute=self._pool(),
+                compute=self._pool(rows_per_task == 1),
                 num_cpus=self.settings.cpus_per_actor,
                 num_gpus=self.settings.gpus_per_actor or None,
                 max_task_retries=RETRIES,
@@ -162,7 +166,9 @@ def outcomes(
     bury = prepared.make_worker().record_failure
     done: set[int] = set()
     try:
-        for rows_per_task in (prepared.config.cluster.rows_per_task, 1):
+        rows_per_task = prepared.config.cluster.rows_per_task
+        while True:
+            before = len(done)
             left = (pair for pair in pairs() if name_hash(pair[0].name) not in done)
             for outcome in cluster.answers(left, rows_per_task):
                 if outcome.ends:
@@ -172,6 +178,9 @@ def outcomes(
                     return
             if len(done) == len(prepared.plan):
                 return
+            if rows_per_task == 1 and len(done) == before:
+                break  # a worker has died of each of these alone
+            rows_per_task = 1
             print(f"{len(prepared.plan) - len(done)} inputs had workers that died; again one by one", file=sys.stderr)
         error = ImageError("failed", "the worker process died on it")
         for task, _ in pairs():

@@ -19,6 +19,7 @@ from pipeline.face import Face, Origin
 from pipeline.images import (
     MAX_PIXELS,
     ImageError,
+    ImageStatus,
     Limits,
     Picture,
     as_unit,
@@ -104,9 +105,9 @@ def _plain(picture: Picture) -> np.ndarray:
     return pixels[..., 0] if picture.grey else pixels
 
 
-def _failed(face: Face, message: str, seconds: float = 0.0) -> Result:
+def _failed(face: Face, message: str, seconds: float = 0.0, status: ImageStatus = "failed") -> Result:
     """The result of a face that a stage could not finish."""
-    return replace(failure(face.source, ImageError("failed", message), face.digest, seconds), origin=face.origin)
+    return replace(failure(face.source, ImageError(status, message), face.digest, seconds), origin=face.origin)
 
 
 def brightness(pixels: np.ndarray) -> float:
@@ -184,6 +185,8 @@ class Restorer:
         Raises:
             ConfigError: naming every mistake in the configuration, missing or changed weights included.
         """
+        if batch_size < 1:
+            raise ConfigError([f"batch_size = {batch_size}: expected 1 or more"])
         chosen = pick_device(device)
         return cls(
             load_chain(config, fidelity=fidelity, overrides=overrides), chosen, pick_precision(precision, chosen),
@@ -259,6 +262,7 @@ class Restorer:
         picture = pad_square(picture) if square else picture
         if mask is None:
             return Face(name, picture, digest)
+        mask = np.asarray(mask)
         if mask.ndim != 2:
             raise ImageError("failed", f"mask: expected (H, W), found shape {mask.shape}")
         return Face(name, picture, digest, fit_mask(mask.astype(np.float32), (size[0], size[1]), square))
@@ -312,10 +316,8 @@ class Restorer:
         except Exception as error:  # a stage may fail in any way; the culprit is found by running each face alone
             if len(faces) > 1:
                 return [result for face in faces for result in self.run([face], priors)]
-            error = (
-                error.__cause__ if isinstance(error, ChainError) and isinstance(error.__cause__, ImageError) else error
-            )
-            return [_failed(faces[0], str(error))]
+            cause = error.__cause__ if isinstance(error, ChainError) else None
+            return [_failed(faces[0], str(error), status=cause.status if isinstance(cause, ImageError) else "failed")]
         masks = None if self.chain.closing is None else self.chain.closing.mask(batch)
         if not priors:
             batch = batch.replace(heatmaps=None, parsing=None)

@@ -4,11 +4,13 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
@@ -28,7 +30,7 @@ from pipeline.images import (
 )  # fmt: skip
 from pipeline.journal import read_records
 from pipeline.output import OutputError, OutputFolder
-from pipeline.planning import InputSet, Task, record_target, target_of
+from pipeline.planning import InputSet, Task, name_hash, record_target, target_of
 from pipeline.restorer import FAILURES, Face, Restorer
 from pipeline.run_record import code_sha256
 from pipeline.worker import Job, Worker, product_paths, render, reproducible
@@ -73,24 +75,65 @@ def _signature_problems(png: bytes, record: dict[str, Any]) -> Iterator[str]:
         yield "its manifest is that of another picture"
 
 
-def _find_input(record: dict[str, Any], roots: Sequence[str], limits: Limits) -> tuple[str, bytes] | None:
-    """The root and the content of a record's input, if it is still there unchanged."""
+def _find_input(
+    record: dict[str, Any], roots: Sequence[str], digest_of: Callable[[str], str], problems: list[str]
+) -> str | None:
+    """The file of a record's input, if it is still there unchanged; if only another lies there, that is a problem."""
+    others = []
     for root in roots:
+        path = os.path.join(root, record["input"])
         try:
-            data = read_bytes(os.path.join(root, record["input"]), limits)
+            if (digest := digest_of(path)) == record["input_sha256"]:
+                return path
         except ImageError:
             continue
-        if sha256(data) == record["input_sha256"]:
-            return root, data
+        others.append(f"{path} has the SHA-256 {digest}, the journal says {record['input_sha256']}")
+    problems += others
     return None
 
 
-def _made_again(
-    record: dict[str, Any], root: str, data: bytes, restorer: Restorer, job: Job, masks: InputSet
-) -> Iterator[str]:
+def _unknown_files(output: Path, folder: str, known: "array[int]") -> Iterator[str]:
+    """Pictures and priors among the outputs that no record speaks of; `known`: hashes of the paths that one does."""
+    hashes = np.unique(np.asarray(known, np.uint64))
+    for part in {path.rpartition("/")[0] for path in product_paths(folder, "").values()}:
+        for where, _, files in os.walk(output / part):
+            for path in (Path(where, name) for name in files if name.endswith((".png", ".npz"))):
+                relative = path.relative_to(output).as_posix()
+                at = int(np.searchsorted(hashes, digest := np.uint64(name_hash(relative))))
+                if at == len(hashes) or hashes[at] != digest:
+                    yield f"{relative} is not in the journal"
+
+
+def _read_run(path: Path) -> dict[str, Any]:
+    """What `run.json` says. Raises `OutputError` where it is damaged."""
+    try:
+        run: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        wanted = [run[key] for key in ("chain", "request", "marking", "versions", "weights_sha256")]
+        if all(isinstance(value, dict) for value in wanted):
+            _ = run["device"], run["precision"], run["batch_size"], run["input_roots"], run["marking"]["strip"]
+            _ = [run["request"][key] for key in ("folder", "mask", "max_pixels", "save_priors")]
+            return run
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise OutputError(f"{path}: damaged, it is not the record of a run")
+
+
+def _is_whole(record: dict[str, Any]) -> bool:
+    """Whether a journal line has what is needed to check it."""
+    files = record.get("files_sha256")
+    return (
+        isinstance(record.get("status"), str)
+        and isinstance(record.get("input_sha256", 0), str | None)
+        and isinstance(record.get("face", 0), int)
+        and isinstance(files, dict)
+        and files.keys() <= product_paths("", "").keys()
+    )
+
+
+def _made_again(record: dict[str, Any], path: str, restorer: Restorer, job: Job, masks: InputSet) -> Iterator[str]:
     """What differs when the same input is restored again."""
     square = restorer.limits.accepts_px is not None
-    bare = read_picture(data, record["input"], Limits(restorer.limits.max_pixels))
+    bare = read_picture(read_bytes(path, restorer.limits), record["input"], Limits(restorer.limits.max_pixels))
     mask_path = masks.mask_of(record["input"], target_of(record["input"]))
     mask = (
         fit_mask(read_mask(read_bytes(mask_path, restorer.limits)), bare.pixels.shape[:2], square)
@@ -113,17 +156,6 @@ class _Frames:
     def __init__(self, restorer: Restorer, job: Job) -> None:
         self.restorer, self.job = restorer, job
         self._made: tuple[str, dict[int | None, dict[str, Any]]] = ("", {})
-
-    def find(self, record: dict[str, Any], roots: Sequence[str]) -> str | None:
-        """The file of a record's input, if it is still there unchanged."""
-        for root in roots:
-            path = os.path.join(root, record["input"])
-            try:
-                if file_sha256(path) == record["input_sha256"]:
-                    return path
-            except ImageError:
-                continue
-        return None
 
     def differences(self, record: dict[str, Any], path: str) -> Iterator[str]:
         """What differs for one line when its input is made again."""
@@ -162,7 +194,7 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
     run_file, journal = output / "_run" / "run.json", output / "_run" / "journal.jsonl"
     if not run_file.is_file() or not journal.is_file():
         raise OutputError(f"{output}: no finished run here (expected _run/run.json and _run/journal.jsonl)")
-    run = json.loads(run_file.read_text(encoding="utf-8"))
+    run = _read_run(run_file)
     config, request = load_chain(run["chain"]), run["request"]
     torch.set_num_threads(1)
     Image.MAX_IMAGE_PIXELS = None
@@ -180,32 +212,36 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
     if run["versions"]["code_sha256"] != code_sha256():
         print("note: the code is not that of the run; what is made again is made with this one")
     problems = [f"weights {n} differ from the run's" for n, h in run["weights_sha256"].items() if weights.get(n) != h]
+    known: array[int] = array("Q")
     for record in _sample(journal, sample):
         checked += 1
+        if not _is_whole(record):
+            problems.append(f"the journal's line of {record['input']} is damaged")
+            print(problems[-1])
+            continue
+        paths = product_paths(job.folder, record_target(record))
+        known.extend(name_hash(paths[kind]) for kind in record["files_sha256"])
         found = list(_changed_files(record, job.folder, folder))
-        if record["status"] not in FAILURES and record["input_sha256"] and frames is not None:
-            if (path := frames.find(record, roots)) is None:
+        in_bands = (record.get("notes") or {}).get("in_bands")
+        if record["input_sha256"] and (record["status"] not in FAILURES or in_bands):
+            by_worker = _Frames(restorer, job) if in_bands else frames  # large pictures are made in bands, by a worker
+            digest_of = file_sha256 if by_worker else lambda path: sha256(read_bytes(path, restorer.limits))
+            if (path := _find_input(record, roots, digest_of, found)) is None:
                 absent += 1
             else:
                 remade += 1
-                found += frames.differences(record, path)
-        elif (record.get("notes") or {}).get("in_bands") and record["input_sha256"]:
-            single = _Frames(restorer, job)  # a large picture is made again as it was made: by a worker, in bands
-            if (path := single.find(record, roots)) is None:
-                absent += 1
-            else:
-                remade += 1
-                found += single.differences(record, path)
-        elif record["status"] not in FAILURES and record["input_sha256"]:
-            if (there := _find_input(record, roots, restorer.limits)) is None:
-                absent += 1
-            else:
-                remade += 1
-                found += _made_again(record, *there, restorer, job, masks)
+                found += (
+                    by_worker.differences(record, path) if by_worker
+                    else _made_again(record, path, restorer, job, masks)
+                )  # fmt: skip
         for problem in found:
             print(problem)
         problems += found
+    for problem in _unknown_files(output, job.folder, known) if sample is None else ():
+        print(problem)
+        problems.append(problem)
     print(
-        f"{checked} records checked, {remade} made again, {absent} inputs no longer there, {len(problems)} problem(s)"
+        f"{checked} records checked, {remade} made again, {absent} inputs no longer there as they were, "
+        f"{len(problems)} problem(s)"
     )
     return 1 if problems else 0 if checked else 4

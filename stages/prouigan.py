@@ -34,7 +34,9 @@ class ProUigan(Stage[ProUiganConfig]):
     """Restores covered CCTV thumbnails, blind or under a given mask.
 
     Reads `image` (B, 3, n, n) RGB in [0, 1], n = 12..64, which is area-averaged to 16x16, and `observed`, with which
-    the visible part of the result agrees exactly. Writes `image` (B, 3, 128, 128), `landmarks`, `landmark_confidence`,
+    the visible part of the result agrees exactly. What earlier stages left oblong is padded to a square by its mirror
+    image; where they changed the shape of the picture, or made it smaller than a larger input, the evidence is what
+    they handed on. Writes `image` (B, 3, 128, 128), `landmarks`, `landmark_confidence`,
     `face_score`, `heatmaps`, `parsing`, `occlusion`, `uncertainty`, `occluded_fraction` and `lr_consistency_db`.
     Method: Zhang, Yu, Lu, Liu: Pro-UIGAN, IEEE TIP 31, 2022. Differs from it in: widths, token counts, a detail branch
     behind `fidelity` instead of one adversarial answer, an uncertainty head, and the exact step at the end.
@@ -54,6 +56,7 @@ class ProUigan(Stage[ProUiganConfig]):
             "uncertainty",
             "occluded_fraction",
             "lr_consistency_db",
+            "notes",
         }
     )
     accepts_px: ClassVar[tuple[int, int]] = (12, 64)
@@ -67,11 +70,12 @@ class ProUigan(Stage[ProUiganConfig]):
 
     @torch.inference_mode()
     def __call__(self, batch: FaceBatch) -> FaceBatch:
+        batch = squared(batch)
         lq = average_to(batch.image, INPUT_SIZE).contiguous(memory_format=torch.channels_last)
         given = None if batch.given_mask is None else average_to(batch.given_mask, INPUT_SIZE)
         out = self.network(lq, given, detail=self.config.fidelity < 1)
         occlusion = self._occlusion(out, batch.given_mask)
-        observed = batch.observed.float()
+        observed = (batch.observed if batch.observed.shape[-1] <= self.accepts_px[1] else batch.image).float()
         visible = visible_share(occlusion, observed.shape[-1])
         image = out.images[-1]
         if out.detail is not None:
@@ -102,6 +106,37 @@ class ProUigan(Stage[ProUiganConfig]):
         """(B, 1, 128, 128): the given mask, or the last step's estimate."""
         mask = torch.sigmoid(out.mask_logits[-1].float()) if given is None else given.float()
         return F.interpolate(mask, size=(OUTPUT_SIZE, OUTPUT_SIZE), mode="bilinear", align_corners=False).clamp(0, 1)
+
+
+def squared(batch: FaceBatch) -> FaceBatch:
+    """A batch whose pictures, masks and evidence are square: as it is, or padded by reflection about the content.
+
+    Noted then: the size before, (height, width), and where it lies now, (x, y)."""
+    height, width = batch.image.shape[-2:]
+    same = batch.observed.shape[-2:] == batch.image.shape[-2:]
+    if height == width:
+        square = batch.observed.shape[-2] == batch.observed.shape[-1]
+        return batch if square else batch.replace(observed=batch.image)
+    mask = batch.given_mask
+    if mask is not None:
+        mask = _padded(F.interpolate(mask.float(), size=(height, width), mode="area"))
+    side = max(height, width)
+    note = {"padded_from_px": [height, width], "padded_offset_px": [(side - width) // 2, (side - height) // 2]}
+    return batch.replace(
+        image=_padded(batch.image), observed=_padded(batch.observed if same else batch.image), given_mask=mask,
+        notes=tuple(earlier | note for earlier in batch.notes),
+    )  # fmt: skip
+
+
+def _padded(image: Tensor) -> Tensor:
+    """(B, C, H, W) to (B, C, S, S), S the longer side: mirrored at its edges."""
+    side = max(image.shape[-2:])
+    for axis in (-2, -1):
+        size = image.shape[axis]
+        place = torch.arange(side, device=image.device) - (side - size) // 2
+        place = torch.where(place < 0, -1 - place, torch.where(place >= size, 2 * size - 1 - place, place))
+        image = image.index_select(axis, place)
+    return image
 
 
 def visible_share(occlusion: Tensor, size: int) -> Tensor:

@@ -57,10 +57,14 @@ def hair_colour(row: dict[str, Any]) -> str | None:
     Between the bounds lie gaps, for hair has shades.
     """
     hair = np.asarray(Image.open(io.BytesIO(row["mask"]))) == _HAIR
+    return colour_of(np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB").resize(hair.shape[::-1])), hair)
+
+
+def colour_of(picture: np.ndarray, hair: np.ndarray) -> str | None:
+    """As `hair_colour`, from `picture` (h, w, 3) uint8 RGB and `hair` (h, w) bool."""
     if hair.mean() < 0.04:
         return None
-    picture = np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB").resize(hair.shape[::-1]), np.float32)
-    lightness, a, b = cv2.cvtColor(picture / 255, cv2.COLOR_RGB2LAB)[hair].mean(0)
+    lightness, a, b = cv2.cvtColor(picture.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[hair].mean(0)
     chroma = float(np.hypot(a, b))
     if lightness < 20 and chroma < 12:
         return "black"
@@ -75,7 +79,7 @@ def hair_colour(row: dict[str, Any]) -> str | None:
 
 def _coloured(colour: str) -> Rule:
     def rule(row: dict[str, Any]) -> float:
-        found = hair_colour(row)
+        found = hair_colour(row) if "image" in row else None
         return UNKNOWN if found is None else 1.0 if found == colour else -1.0
 
     return rule

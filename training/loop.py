@@ -34,6 +34,7 @@ class LoopConfig(BaseModel):
     minutes: float | None = Field(default=None, gt=0)  # of training at most; the schedule keeps to it
     batch_size: int = Field(default=32, gt=0)
     lr: float = Field(default=4e-4, gt=0)
+    other_lr: float | None = Field(default=None, gt=0)  # of the critics (AdamW); None: as `lr`
     optimiser: Literal["adamw", "muon"] = "adamw"
     weight_decay: float = Field(default=1e-4, ge=0)
     warmup: int = Field(default=200, ge=0)  # steps of linear rise
@@ -240,7 +241,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         optimiser.zero_grad(set_to_none=True)
         if other_optimiser is not None:
             for group in other_optimiser.param_groups:
-                group["lr"] = config.lr * share
+                group["lr"] = (config.other_lr or config.lr) * share
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 other = task.other_loss(batch, step)
             if other is not None:

@@ -25,6 +25,7 @@ SETS = {
     "lfw": "LFW faces (muxspace/facial_expressions), research",
     "celebamask": "CelebAMask-HQ subset, non-commercial research",
     "omi": "One Million Impressions, CC BY-NC-SA 4.0",
+    "omi_pairs": "One Million Impressions, transformed faces, CC BY-NC-SA 4.0",
     "aaf": "All-Age-Faces, academic research",
     "generated": "generated faces, unclear: research",
     "celeba": "CelebA crops, non-commercial research",
@@ -56,8 +57,8 @@ LIMITS = {
     "judge of it.",
     "upscale": "Detail is generated, not recorded; not for identification. Sharpens what its input shows, and draws no "
     "new face: what is soft or wrong at 128 px stays so.",
-    "coogan": "An edited picture shows no event and no person that was. Taught by few faces with glasses or hats, "
-    "above 400 px by people who do not exist; profiles and children are rare among them.",
+    "coogan": "An edited picture shows no event and no person that was. Taught by mean differences laid on faces and "
+    "by drawn eyeglasses, which it resembles; above 400 px by people who do not exist; profiles and children are rare.",
     "classifier": "Reads how a face looks to the people who labelled the sets, not what is true of a person. Age is "
     "out by years; expressions other than neutral and happy are rare in the data, hats rarer still.",
 } | dict.fromkeys(
@@ -88,8 +89,9 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    sources = config["data"] if "data" in config else [s["data"] for s in config["faces"]["sets"]]
+    sources = config.get("data") or []
     sources = sources if isinstance(sources, list) else [sources]
+    sources = [*sources, *(s["data"] for s in config.get("faces", {}).get("sets", []))]
     names = [Path(p).stem for p in [*sources, *config.get("covered_data", [])]]
     card = {
         "architecture": architecture,

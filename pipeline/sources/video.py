@@ -121,6 +121,7 @@ class Video:
             except (av.error.FFmpegError, ValueError):
                 self.damaged += 1
                 frames = []
+            self.damaged += any(frame.is_corrupt for frame in frames)  # pixels that the decoder guessed
             yield [done for frame in frames for done in graph.push(frame)]
         yield graph.flush()
 

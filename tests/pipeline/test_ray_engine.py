@@ -243,6 +243,15 @@ def test_a_store_that_is_not_there_is_told_in_a_word(folder: Path, bucket: str) 
         run(Request((str(folder),), Path(), RESAMPLE, workers=1, remote="gopher://x/out"))
 
 
+def test_the_report_of_a_run_into_a_store_is_named_where_it_lies(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fsspec = pytest.importorskip("fsspec", reason='the extra "cluster" is not installed')
+    assert run(Request((str(folder),), Path(), RESAMPLE, workers=1, remote="memory://report/x/")) == 0
+    assert "report: memory://report/x/_run/report.html" in capsys.readouterr().err
+    assert fsspec.filesystem("memory").exists("/report/x/_run/report.html")
+
+
 def test_nothing_leaves_the_folder_of_a_store(tmp_path: Path) -> None:
     pytest.importorskip("fsspec", reason='the extra "cluster" is not installed')
     remote = RemoteFolder("memory://out", tmp_path)

@@ -1,5 +1,6 @@
 """The Python API."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline import Restorer, Result
-from tests.pipeline.conftest import RESAMPLE, colour, png
+from pipeline.config import ConfigError
+from tests.pipeline.conftest import RESAMPLE, colour, png, shipped_chain, thumbnail
 
 
 def restorer(chain: Any = RESAMPLE, **options: Any) -> Restorer:
@@ -67,3 +69,52 @@ def test_equal_content_draws_equal_seeds_and_other_runs_others() -> None:
     first, second = restorer(), restorer(RESAMPLE | {"seed": 1})
     assert first.seed_of("ab") == restorer().seed_of("ab") != second.seed_of("ab")
     assert 0 <= first.seed_of("ab") < 2**63
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("device", "tpu"), ("precision", "fp8"), ("batch_size", 0), ("fidelity", 2)]
+)
+def test_wrong_options_are_refused(option: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"{option}.*{value}"):
+        Restorer.from_config("configs/cctv_restore.yaml" if option == "fidelity" else RESAMPLE, **{option: value})
+
+
+def test_a_mask_may_be_a_picture(chain: Any) -> None:
+    covered = np.zeros((16, 16), np.uint8)
+    covered[8:] = 255
+    made = restorer(chain)
+    array, picture = (made.restore([colour(2)], masks=[mask])[0] for mask in (covered, Image.fromarray(covered)))  # type: ignore[list-item]
+    assert array.status == picture.status != "failed" and array.occluded_fraction == picture.occluded_fraction
+    assert made.restore([colour(2)], masks=["mask.png"])[0].status == "failed"  # type: ignore[list-item]
+
+
+def after(*stages: dict[str, Any]) -> Restorer:
+    """The shipped restorer behind other stages."""
+    if shipped_chain() is None:
+        pytest.skip("the shipped weights are not here")
+    return restorer({"version": 1, "name": "x", "stages": [*stages, {"stage": "prouigan"}]})
+
+
+def test_a_stage_behind_another_checks_what_it_is_handed() -> None:
+    levels = after({"stage": "levels"})
+    large, long = levels.restore([np.zeros((128, 128, 3), np.uint8), thumbnail(0, (16, 40))])
+    for result, reason in ((large, "128x128 px: .*12 to 64 px"), (long, "40x16 px: longer than")):
+        assert result.status == "unsupported" and result.image is None
+        assert re.match(rf"stages\[1\] \(prouigan\): {reason}", result.error or ""), result.error
+
+
+@pytest.mark.parametrize("size", [(100, 100), (256, 256), (120, 100)])
+def test_a_face_reduced_first_is_restored_like_the_thumbnail_it_was_reduced_to(size: tuple[int, int]) -> None:
+    result = after({"stage": "resample", "size": 16}).restore([thumbnail(0, size)])[0]
+    assert result.image is not None and result.image.shape == (128, 128, 3)
+    assert result.lr_consistency_db is not None and result.lr_consistency_db > 40
+    assert result.notes.get("padded_from_px") == ([16, 13] if size == (120, 100) else None)
+
+
+def test_a_mask_follows_a_face_of_other_pixel_shape() -> None:
+    mask = np.zeros((16, 16), np.float32)
+    mask[8:] = 1
+    made = after({"stage": "aspect", "pixel_aspect": 1.25})
+    result = made.restore([thumbnail(0)], masks=[mask])[0]
+    assert result.notes["padded_from_px"] == [16, 20] and result.occlusion is not None
+    assert result.occlusion[:60].max() < 0.2 and result.occlusion[70:].min() > 0.8

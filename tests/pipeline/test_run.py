@@ -282,6 +282,62 @@ def test_verify_finds_a_changed_output(folder: Path, tmp_path: Path, restore: Ca
     assert verify(out) == 1
 
 
+def test_verify_finds_planted_files_changed_inputs_and_damaged_records(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    restore(folder, out, workers=1)
+    planted = out / "restored" / "sub" / "planted.png"
+    planted.write_bytes(png(colour(1)))
+    assert verify(out) == 1 and "restored/sub/planted.png is not in the journal" in capsys.readouterr().out
+    planted.unlink()
+    original = (folder / "face00.png").read_bytes()
+    (folder / "face00.png").write_bytes(png(colour(2)))
+    assert verify(out) == 1 and "face00.png has the SHA-256" in capsys.readouterr().out
+    (folder / "face00.png").write_bytes(original)
+    assert verify(out) == 0
+    journal = out / "_run" / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    journal.write_text("\n".join([json.dumps({"input": "face00.png", "status": "ok"}), *lines[1:]]) + "\n")
+    assert verify(out) == 1 and "line of face00.png is damaged" in capsys.readouterr().out
+    for text in ("{}", "[]", "no JSON", '{"chain": {}}'):
+        (out / "_run" / "run.json").write_text(text)
+        with pytest.raises(OutputError, match="damaged"):
+            verify(out)
+
+
+def test_empty_places_and_words_for_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, reason in (
+        (["-i", "", "-o", "x"], "--input: is empty"),
+        (["-i", "x", "-o", " "], "--output: is empty"),
+        (["-i", "x", "-o", "x", "-w", "half"], "half: expected a number from 0"),
+        (["-i", "x", "-o", "x", "--workers", "two"], "two: expected a whole number"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            main(["restore", *arguments])
+        assert caught.value.code == 2 and reason in capsys.readouterr().err
+
+
+def test_a_url_of_this_machine_is_a_path(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    assert main(["restore", "-i", f"file://{folder}", "-o", f"file://{out}", "-c", "bicubic", "--workers", "1"]) == 0
+    assert (out / "restored" / "face00.png").is_file() and (out / "_run" / "report.html").is_file()
+
+
+def test_a_folder_of_masks_that_fits_no_input_is_refused(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    (masks / "other.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
+    with pytest.raises(InputError, match="no mask of any input"):
+        restore(folder, tmp_path / "out", mask=masks)
+    assert not (tmp_path / "out").exists()
+    (masks / "face00.png").write_bytes(png(np.zeros((8, 8), np.uint8)))
+    assert restore(folder, tmp_path / "out", workers=1, mask=masks) == 0
+    assert "39 of 40 inputs have no mask" in capsys.readouterr().err
+
+
 def test_a_given_mask_is_noted_and_part_of_the_key(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
     masks = tmp_path / "masks"
     (masks / "sub").mkdir(parents=True)

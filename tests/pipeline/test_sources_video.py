@@ -131,6 +131,9 @@ def test_damaged_videos_end_with_the_right_status(tmp_path: Path) -> None:
         with pytest.raises(ImageError) as caught:
             read(tmp_path / f"{name}.mp4")
         assert caught.value.status == "corrupt", name
+    (tmp_path / "torn.mp4").write_bytes(data[:400] + bytes(200) + data[600:])  # decoded, with pixels that are guessed
+    video = Video(str(tmp_path / "torn.mp4"), VideoConfig(), Limits())
+    assert len(list(video)) == 60 and video.damaged
     with pytest.raises(ImageError, match="over the limit of 100 pixels") as caught:
         read(whole, Limits(max_pixels=100))
     assert caught.value.status == "unsupported"
