@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from pipeline.config import ConfigError, find_config, parse_yaml
 from pipeline.restorer import Restorer, Result
@@ -86,7 +86,7 @@ def strength_sheet(
         tile = Image.new("RGB", (SHEET_PX, SHEET_PX), (128, 128, 128))
         if result.image is not None:
             picture = Image.fromarray(result.image).convert("RGB")
-            picture.thumbnail((SHEET_PX, SHEET_PX), Image.Resampling.LANCZOS)
+            picture = ImageOps.contain(picture, (SHEET_PX, SHEET_PX), Image.Resampling.LANCZOS)
             tile.paste(picture, ((SHEET_PX - picture.width) // 2, (SHEET_PX - picture.height) // 2))
         tiles.append(np.asarray(tile))
     return np.concatenate(tiles, 1)
