@@ -6,22 +6,30 @@ import torch
 from torch import Tensor
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept may be used in training later
 def averaging_matrix(source: int, target: int) -> Tensor:
     """(target, source) float32 matrix of area averaging along one axis; rows sum to 1, sizes need not divide."""
     edges = torch.arange(target + 1, dtype=torch.float64) * (source / target)
     cell = torch.arange(source, dtype=torch.float64)
-    overlap = torch.minimum(edges[1:, None], cell[None] + 1) - torch.maximum(edges[:-1, None], cell[None])
-    weights = overlap.clamp_min(0)
-    return (weights / weights.sum(1, keepdim=True)).float()
+    matrix = torch.empty(target, source)
+    for first in range(0, target, 64):  # a few rows at a time: in float64 the whole is large for a large picture
+        last = min(first + 64, target)
+        overlap = torch.minimum(edges[first + 1 : last + 1, None], cell + 1)
+        overlap = overlap.sub_(torch.maximum(edges[first:last, None], cell)).clamp_min_(0)
+        matrix[first:last] = overlap / overlap.sum(1, keepdim=True)
+    return matrix
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept may be used in training later
+def _kept_averaging_matrix(source: int, target: int) -> Tensor:
+    return averaging_matrix(source, target)
 
 
 def average_to(image: Tensor, size: int) -> Tensor:
     """Area average of (B, C, H, H) down to (B, C, size, size)."""
     if image.shape[-1] == size:
         return image
-    matrix = averaging_matrix(image.shape[-1], size).to(image.device)
+    matrix = _kept_averaging_matrix(image.shape[-1], size).to(image.device)
     return matrix @ image.float() @ matrix.T
 
 

@@ -144,7 +144,8 @@ class CooganEditor:
         longest = max(source.height, source.width)
         share = min(1.0, THUMB_PX / longest)
         height, width = (max(1, round(n * share)) for n in (source.height, source.width))
-        down, across = averaging_matrix(source.height, height), averaging_matrix(source.width, width)
+        down = averaging_matrix(source.height, height)
+        across = down if source.width == source.height else averaging_matrix(source.width, width)
         thumb = torch.zeros(3, height, width)
         for top in range(0, source.height, BAND_ROWS):
             bottom = min(source.height, top + BAND_ROWS)
@@ -163,11 +164,12 @@ class CooganEditor:
         rows, columns = (self._axis(n) for n in (source.height, source.width))
         carried: Tensor | None = None
         for y, top in enumerate(rows.starts):
-            band = source.rows(top, top + rows.size)
             change = torch.zeros(3, rows.size, source.width, dtype=torch.float16)  # fine enough for differences
             down = rows.weights(y)[:, None]
             for x, left in enumerate(columns.starts):
-                part = self._change(band[:, :, left : left + columns.size], plan, left, top)
+                # Read anew for every patch: a band of a wide picture is not small beside the patch and its features.
+                patch = source.rows(top, top + rows.size)[:, :, left : left + columns.size].clone()
+                part = self._change(patch, plan, left, top)
                 if part is not None:
                     change[:, :, left : left + columns.size] += (part * (down * columns.weights(x))).half()
             if carried is not None:
@@ -175,10 +177,11 @@ class CooganEditor:
             settled = rows.settled(y) - top
             for first in range(0, settled, BAND_ROWS):
                 added = change[:, first : min(settled, first + BAND_ROWS)].float()
-                before = unit(band[:, first : first + added.shape[1]]).cpu()
+                before = unit(source.rows(top + first, top + first + added.shape[1])).cpu()
                 amount = added.abs().mean(0, keepdim=True)
                 yield top + first, added.add_(before).clamp_(0, 1), amount / (amount + HALF_INVENTED)
             carried = change[:, settled:].clone()
+            del change  # before the next band's is made
 
     def _axis(self, length: int) -> Axis:
         return Axis(length, self.patch, self.overlap, min(8, self.overlap // 4))

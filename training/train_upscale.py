@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from stages.consistency import agree, average_to
+from stages.networks.identity import IdentityNet
 from stages.networks.upscaler import SCALES, Upscaler
 from stages.resample import resample
 from stages.weights import load_network
@@ -22,7 +23,9 @@ from training.config import load_training
 from training.discriminators import PatchCritic, matching_loss
 from training.hr_faces import HrPack, PackConfig, build_hr_pack, open_hr_pack
 from training.loop import LoopConfig, Task, rng_of, train
-from training.losses import hinge_fake, hinge_real, pixel_loss
+from training.losses import feature_loss, hinge_fake, hinge_real, pixel_loss
+
+LEVELS = 2  # of the features compared: edges and grain; deeper ones know faces at 128 px only
 
 
 class UpscaleTraining(BaseModel):
@@ -42,7 +45,9 @@ class UpscaleTraining(BaseModel):
     clean_share: float = Field(default=0.6, ge=0, le=1)  # samples averaged down and nothing else
     restored_share: float = Field(default=0.0, ge=0, le=1)  # detail phase: samples that are restored 16 px faces
     adversarial: float = Field(default=0.02, ge=0)
-    matching: float = Field(default=1.0, ge=0)  # of the critic's features; stands in for a perceptual network
+    matching: float = Field(default=1.0, ge=0)  # of the critic's features
+    identity: str | None = None  # card of a network whose first features `perceptual` compares
+    perceptual: float = Field(default=0.0, ge=0)
     pixel: float = Field(default=1.0, ge=0)
     critic_widths: tuple[int, ...] = (48, 96, 160, 192)
     validation_faces: int = Field(default=24, gt=0)
@@ -85,7 +90,15 @@ class UpscaleTask(Task):
             own = {id(p) for p in self._net.trunk_parameters()}
             for p in self.network.parameters():
                 p.requires_grad_(id(p) not in own)
-            self.others["critic"] = PatchCritic(config.critic_widths)
+            if config.matching or config.adversarial:
+                self.others["critic"] = PatchCritic(config.critic_widths)
+        self.teacher: IdentityNet | None = None
+        if config.identity is not None:
+            dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
+            teacher = load_network(config.identity, config.loop.resolved_device(), dtype)
+            if not isinstance(teacher, IdentityNet):
+                raise TypeError(f"{config.identity} holds a {type(teacher).__name__}; an IdentityNet is needed here")
+            self.teacher = teacher
         self.pack: HrPack = open_hr_pack(build_hr_pack(config.faces))
         # A face serves a scale where its frame holds at least one whole patch of it.
         self.members: dict[int, np.ndarray] = {}
@@ -173,22 +186,31 @@ class UpscaleTask(Task):
         smooth, detail = self.network(lq, scale, detail=True)
         assert detail is not None
         sharp = self._exact(smooth.detach() + detail, lq)
-        critic = self.others["critic"].requires_grad_(False)
-        logits, features = critic(sharp)
-        with torch.no_grad():
-            _, real = critic(truth)
         kept = batch["paired"].view(-1, *[1] * 3)
-        matching = matching_loss([f * kept for f in features], [r * kept for r in real])
-        pixel = pixel_loss(sharp, truth, weight)
-        adversarial = -logits.mean()
-        total = self.config.pixel * pixel + self.config.matching * matching + self.config.adversarial * adversarial
-        batch["sharp"] = sharp.detach()
-        return total, {
-            "pixel": pixel.detach(), "matching": matching.detach(), "adversarial": adversarial.detach(),
+        parts = {"pixel": pixel_loss(sharp, truth, weight)}
+        if "critic" in self.others:
+            critic = self.others["critic"].requires_grad_(False)
+            logits, features = critic(sharp)
+            with torch.no_grad():
+                _, real = critic(truth)
+            parts["matching"] = matching_loss([f * kept for f in features], [r * kept for r in real])
+            parts["adversarial"] = -logits.mean()
+        if self.teacher is not None:
+            found = self.teacher.features(sharp.contiguous(memory_format=torch.channels_last))
+            with torch.no_grad():
+                wanted = self.teacher.features(truth.contiguous(memory_format=torch.channels_last))
+            parts["perceptual"] = feature_loss(found[:LEVELS], wanted[:LEVELS], batch["paired"])
+        config = self.config
+        weights = {
+            "pixel": config.pixel, "matching": config.matching, "adversarial": config.adversarial,
+            "perceptual": config.perceptual,
         }  # fmt: skip
+        total = torch.stack([weights[k] * v.float() for k, v in parts.items()]).sum()
+        batch["sharp"] = sharp.detach()
+        return total, {k: v.detach() for k, v in parts.items()}
 
     def other_loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]] | None:
-        if self.config.phase == "trunk":
+        if "critic" not in self.others:
             return None
         critic = self.others["critic"].requires_grad_(True)
         real, _ = critic(batch["gt"].float() / 255)
