@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -20,8 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from stages.weights import load_network
 from training import parallel
 from training.optimiser import build_optimiser
+
+TeacherT = TypeVar("TeacherT", bound=nn.Module)
 
 
 class LoopConfig(BaseModel):
@@ -54,6 +57,18 @@ class LoopConfig(BaseModel):
     def resolved_device(self) -> torch.device:
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return torch.device(wanted)
+
+    def teacher(self, name: str, kind: type[TeacherT]) -> TeacherT:
+        """The frozen network of card `name`, on the device and in the precision of the run.
+
+        Raises:
+            TypeError: the card holds another network than a `kind`. WeightsError: as `load_network`.
+        """
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        network = load_network(name, self.resolved_device(), dtype)
+        if not isinstance(network, kind):
+            raise TypeError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
+        return network
 
 
 class Task(ABC):

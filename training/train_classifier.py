@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from stages.networks.classifier import AGE_SPREAD, TraitNet
 from stages.networks.face_parser import FaceParser
 from stages.trait_labels import GLASSES, age_band, read_columns, traits_of
-from stages.weights import load_network
 from training.config import load_training
 from training.faces import MARGIN, Pack, build_pack, varied_face
 from training.loop import LoopConfig, Task, rng_of, train
@@ -88,9 +87,7 @@ class ClassifierTask(Task):
         self.others = {}
         self.labels = label_table(self.pack, config.data, self.model.traits)
         if config.parser is not None and "eyeglasses" in self.labels:
-            parser = load_network(config.parser, config.loop.resolved_device())
-            if not isinstance(parser, FaceParser):
-                raise TypeError(f"{config.parser} holds a {type(parser).__name__}; a FaceParser is needed here")
+            parser = config.loop.teacher(config.parser, FaceParser)
             parsed = parsed_glasses(parsing_labels(self.pack, config.pack, parser))
             known = np.isfinite(self.labels["eyeglasses"])
             self.labels["eyeglasses"] = np.where(known, self.labels["eyeglasses"], parsed)

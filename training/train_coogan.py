@@ -25,7 +25,7 @@ from stages.networks.coogan import GLOBAL_SIZE, CooganNet, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.networks.identity import IdentityNet
 from stages.prouigan import luma
-from stages.weights import load_network, read_card
+from stages.weights import read_card
 from training.attribute_labels import label_of_answer
 from training.config import load_training
 from training.discriminators import PatchCritic, matching_loss
@@ -150,25 +150,10 @@ class CooganTask(Task):
         else:
             self.net.local.requires_grad_(False)
             self.others["face"] = FaceCritic(len(self.names), config.critic_width)
-        loop = config.loop
-        device = loop.resolved_device()
-        dtype = torch.bfloat16 if loop.precision == "bf16" else torch.float32
-        parser = load_network(config.parser, device, dtype)
-        if not isinstance(parser, FaceParser):
-            raise TypeError(f"{config.parser} holds a {type(parser).__name__}; a FaceParser is needed here")
-        self.parser = parser
-        self.identity: IdentityNet | None = None
-        if config.identity is not None:
-            identity = load_network(config.identity, device, dtype)
-            if not isinstance(identity, IdentityNet):
-                raise TypeError(f"{config.identity} holds a {type(identity).__name__}; an IdentityNet is needed here")
-            self.identity = identity
-        self.teacher: TraitNet | None = None
-        if config.teacher is not None:
-            teacher = load_network(config.teacher, device, dtype)
-            if not isinstance(teacher, TraitNet):
-                raise TypeError(f"{config.teacher} holds a {type(teacher).__name__}; a TraitNet is needed here")
-            self.teacher = teacher
+        frozen = config.loop.teacher
+        self.parser = frozen(config.parser, FaceParser)
+        self.identity = frozen(config.identity, IdentityNet) if config.identity else None
+        self.teacher = frozen(config.teacher, TraitNet) if config.teacher else None
         self.faces = self._open_faces()
         self.prototypes = self._known()
         self.labels = self.faces.labels[:, self.columns]

@@ -5,7 +5,7 @@ uncertainty. `detail` freezes the trunk and trains the branch that `fidelity` 0 
 """
 
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -30,7 +30,6 @@ from training.faces import MARGIN, PACK_SIZE, build_pack
 from training.loop import LoopConfig, Task, rng_of, train
 from training.parsing_labels import MIRRORED, parsing_labels
 
-TeacherT = TypeVar("TeacherT", bound=nn.Module)
 FRAME = 128
 STEP_WEIGHTS = (0.25, 0.5, 1.0)  # of the losses at 32, 64 and 128 px
 
@@ -311,22 +310,10 @@ class ProUiganTask(FaceSamples):
             network.detail.requires_grad_(True)
         self.network: nn.Module = network
         self.others = {} if config.phase == "trunk" else {"whole": FaceDiscriminator(), "part": FaceDiscriminator()}
-        self.identity = self._teacher(config.identity, IdentityNet)
-        parser = self._teacher(config.parser, FaceParser)
+        self.identity = config.loop.teacher(config.identity, IdentityNet) if config.identity else None
+        parser = config.loop.teacher(config.parser, FaceParser) if config.parser else None
         self.labels = parsing_labels(self.pack, config.pack, parser) if parser else None
         self.parser = parser if config.perceptual else None
-
-    def _teacher(self, name: str | None, kind: type[TeacherT]) -> TeacherT | None:
-        """The frozen network of card `name`, on the device and in the precision of the run; None for no name."""
-        if name is None:
-            return None
-        loop = self.config.loop
-        network = load_network(
-            name, loop.resolved_device(), torch.bfloat16 if loop.precision == "bf16" else torch.float32
-        )
-        if not isinstance(network, kind):
-            raise TypeError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
-        return network
 
     # ---- losses
 

@@ -92,13 +92,7 @@ class UpscaleTask(Task):
                 p.requires_grad_(id(p) not in own)
             if config.matching or config.adversarial:
                 self.others["critic"] = PatchCritic(config.critic_widths)
-        self.teacher: IdentityNet | None = None
-        if config.identity is not None:
-            dtype = torch.bfloat16 if config.loop.precision == "bf16" else torch.float32
-            teacher = load_network(config.identity, config.loop.resolved_device(), dtype)
-            if not isinstance(teacher, IdentityNet):
-                raise TypeError(f"{config.identity} holds a {type(teacher).__name__}; an IdentityNet is needed here")
-            self.teacher = teacher
+            self.teacher = config.loop.teacher(config.identity, IdentityNet) if config.identity else None
         self.pack: HrPack = open_hr_pack(build_hr_pack(config.faces))
         # A face serves a scale where its frame holds at least one whole patch of it.
         self.members: dict[int, np.ndarray] = {}
