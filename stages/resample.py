@@ -7,7 +7,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.base import Precision, Stage, StageConfig
+from stages.base import Stage, StageConfig
 from stages.batch import FaceBatch
 
 LANCZOS_LOBES = 3
@@ -87,9 +87,6 @@ class Resample(Stage[ResampleConfig]):
     def is_forensic(cls, config: StageConfig) -> bool:
         """True: one formula, nothing learned."""
         return True
-
-    def __init__(self, config: ResampleConfig, device: torch.device, precision: Precision) -> None:
-        super().__init__(config, device, precision)
 
     def __call__(self, batch: FaceBatch) -> FaceBatch:
         height, width = batch.image.shape[-2:]

@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 
 from landmarks.heatmaps import draw, to_grid
-from training.losses import feature_loss, identity_loss, landmark_loss, laplace_loss, pixel_loss
+from training.losses import feature_loss, identity_loss, landmark_loss, laplace_loss, pixel_loss, ssim_loss
 
 
 def test_pixel_loss_of_a_constant_error() -> None:
@@ -55,3 +57,17 @@ def test_identity_loss_of_opposite_descriptors_is_two() -> None:
     assert identity_loss(a, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]), torch.tensor([1.0, 0.0])).item() == pytest.approx(
         2
     )
+
+
+def test_ssim_loss_is_that_of_scikit_image_where_every_window_counts() -> None:
+    generator = np.random.default_rng(0)
+    truth = generator.random((32, 32, 3)).astype(np.float32)
+    other = np.clip(truth + generator.normal(0, 0.1, truth.shape), 0, 1).astype(np.float32)
+    a, b = (torch.from_numpy(x).permute(2, 0, 1)[None] for x in (other, truth))
+    everywhere = torch.ones(1, 1, 32, 32)
+    wanted = structural_similarity(truth, other, channel_axis=2, data_range=1.0, win_size=7, use_sample_covariance=False)
+    assert float(ssim_loss(a, b, everywhere, stride=1)) == pytest.approx(1 - wanted, abs=1e-4)
+    assert float(ssim_loss(b, b, everywhere)) == pytest.approx(0, abs=1e-6)
+    left = everywhere.clone()
+    left[..., 16:] = 0
+    assert float(ssim_loss(torch.cat([b[..., :22], a[..., 22:]], 3), b, left)) == pytest.approx(0, abs=1e-6)
