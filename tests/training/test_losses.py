@@ -65,7 +65,8 @@ def test_ssim_loss_is_that_of_scikit_image_where_every_window_counts() -> None:
     other = np.clip(truth + generator.normal(0, 0.1, truth.shape), 0, 1).astype(np.float32)
     a, b = (torch.from_numpy(x).permute(2, 0, 1)[None] for x in (other, truth))
     everywhere = torch.ones(1, 1, 32, 32)
-    wanted = structural_similarity(truth, other, channel_axis=2, data_range=1.0, win_size=7, use_sample_covariance=False)
+    options = {"channel_axis": 2, "data_range": 1.0, "win_size": 7, "use_sample_covariance": False}
+    wanted = structural_similarity(truth, other, **options)
     assert float(ssim_loss(a, b, everywhere, stride=1)) == pytest.approx(1 - wanted, abs=1e-4)
     assert float(ssim_loss(b, b, everywhere)) == pytest.approx(0, abs=1e-6)
     left = everywhere.clone()
