@@ -452,10 +452,10 @@ def _untrained(architecture: Untrained) -> nn.Module:
 
 
 @torch.inference_mode()
-def untrained_seconds_per_face(architecture: Untrained, faces: int = 2, device: torch.device | None = None) -> float:
-    """What a face costs in a restorer whose checkpoint is not at hand: random weights take the same time.
+def untrained_seconds(architecture: Untrained, faces: int = 3, device: torch.device | None = None) -> list[float]:
+    """What each of `faces` faces costs in a restorer whose checkpoint is not at hand: random weights take as long.
 
-    Only the time comes back. The pictures are noise and are dropped; put "speed only, untrained" beside the number.
+    Only the times come back. The pictures are noise and are dropped; put "speed only, untrained" beside the number.
 
     Raises:
         ImportError: spandrel (for CodeFormer spandrel-extra-arches) is missing.
@@ -463,12 +463,11 @@ def untrained_seconds_per_face(architecture: Untrained, faces: int = 2, device: 
     device = device or torch.device("cpu")
     network = _untrained(architecture).to(device).eval()
     image = torch.rand(1, 3, FFHQ_SIZE, FFHQ_SIZE, device=device) * 2 - 1
-    network(image)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    for _ in range(faces):
+    seconds = []
+    for _ in range(faces + 1):  # the first warms up
+        start = time.perf_counter()
         network(image)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return (time.perf_counter() - start) / faces
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]

@@ -17,6 +17,18 @@ def pixel_loss(found: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     return (per_pixel * weight).sum() / (weight.sum() * 3).clamp_min(1)
 
 
+def psnr_loss(found: Tensor, truth: Tensor, weight: Tensor, floor: float = 1e-4) -> Tensor:
+    """Mean over the pictures of ln MSE: what mean PSNR measures, so an easy picture counts as much as a hard one.
+
+    (B, 3, s, s) pictures, (B, 1, s, s) weights; a picture without any weight does not count. `floor` is added to
+    every MSE, so that a perfect picture has a finite loss.
+    """
+    there = weight.sum((1, 2, 3))
+    error = ((found - truth).square() * weight).sum((1, 2, 3)) / (3 * there).clamp_min(1e-6)
+    counted = (there > 0).float()
+    return ((error + floor).log() * counted).sum() / counted.sum().clamp_min(1)
+
+
 def ssim_loss(found: Tensor, truth: Tensor, weight: Tensor, window: int = 7, stride: int = 2) -> Tensor:
     """1 - SSIM (Wang et al., TIP 2004) of (B, 3, s, s) pictures in 0..1, weighted by a (B, 1, s, s) picture.
 

@@ -31,6 +31,7 @@ from training.loop import LoopConfig, Task, rng_of, train
 from training.parsing_labels import MIRRORED, parsing_labels
 
 FRAME = 128
+SMALL = 0.8  # of a face's canonical size, the least that the packed margin allows; so do faces in street crops stand
 STEP_WEIGHTS = (0.25, 0.5, 1.0)  # of the losses at 32, 64 and 128 px
 
 
@@ -49,6 +50,7 @@ class ProUiganTraining(BaseModel):
     network: dict[str, Any] = Field(default_factory=dict)
     degradation: DegradationConfig = Field(default_factory=DegradationConfig)
     clean_misframing: float = Field(default=0.5, ge=0, le=1)  # share of the clean ones that is not framed exactly
+    small_share: float = Field(default=0.0, ge=0, le=1)  # of the degraded faces that fill less of the frame (`SMALL`)
     clean_share: float = Field(default=0.4, ge=0, le=1)  # plain averaged thumbnails, nothing else wrong with them
     bare_share: float = Field(default=0.1, ge=0, le=1)  # degraded but not covered
     covered_share: float = Field(default=0.06, ge=0, le=1)  # really covered faces: mask head (and discriminator) only
@@ -70,7 +72,8 @@ class ProUiganTraining(BaseModel):
     perceptual: float = 0.0
     adversarial: float = 0.0
     pixel: float = 1.0
-    ssim: float = 0.0  # of the trunk's last step
+    ssim: float = 0.0  # of the trunk's last step, as the next
+    psnr: float = 0.0  # of the whole face, and once more of what lies under the occluder
     validation_faces: int = Field(default=96, gt=0)  # per set
     loop: LoopConfig
 
@@ -110,7 +113,11 @@ class FaceSamples(Task):
     def _face(self, rng: np.random.Generator, index: int, degradation: DegradationConfig, vary: bool) -> dict[str, Any]:
         """Cut one packed face into the (mis-framed) frame and degrade it."""
         mirrored = bool(vary and rng.random() < 0.5)
-        matrix = frame_matrix(misframing(rng, degradation), mirrored)
+        matrix = misframing(rng, degradation)
+        if degradation.occluder_probability > 0 and vary and rng.random() < self.config.small_share:
+            share = rng.uniform(SMALL, 1)
+            matrix = share * matrix + (1 - share) * np.array([[0, 0, 1], [0, 0, 1]]) * (FRAME - 1) / 2
+        matrix = frame_matrix(matrix, mirrored)
         picture = cv2.warpAffine(
             self.pack.images[index], matrix, (FRAME, FRAME), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
         )
@@ -264,10 +271,14 @@ class FaceSamples(Task):
             "face": np.float32(made["face"]),
         }
 
+    @staticmethod
+    def _cover(batch: dict[str, Tensor]) -> Tensor:
+        """(B, 1, 128, 128) share of each pixel under an occluder."""
+        return F.interpolate(batch["mask"] * batch["mask_known"], scale_factor=2.0, mode="nearest")
+
     def _weights(self, batch: dict[str, Tensor]) -> Tensor:
         """Pixel weights at 128: half outside the source picture, more under the occluder, none without truth."""
-        cover = F.interpolate(batch["mask"] * batch["mask_known"], scale_factor=2.0, mode="nearest")
-        weight = (0.5 + 0.5 * batch["inside"]) * (1 + self.config.hole * cover)
+        weight = (0.5 + 0.5 * batch["inside"]) * (1 + self.config.hole * self._cover(batch))
         return weight * batch["has_truth"].view(-1, 1, 1, 1)
 
     def _held_out(self) -> dict[str, Tensor]:
@@ -340,7 +351,7 @@ class ProUiganTask(FaceSamples):
                 else (F.avg_pool2d(truth, FRAME // side), F.avg_pool2d(weight, FRAME // side))
             )
             parts[f"pixel_{side}"] = losses.pixel_loss(out.images[k], gt, w)
-            total = total + share * parts[f"pixel_{side}"]
+            total = total + share * config.pixel * parts[f"pixel_{side}"]
             divergence, distance = losses.landmark_loss(
                 out.heatmap_logits[k], out.points[k], batch["points"], batch["points_known"]
             )
@@ -360,6 +371,11 @@ class ProUiganTask(FaceSamples):
         if config.ssim:
             parts["ssim"] = losses.ssim_loss(out.images[-1].float(), truth, weight)
             total = total + config.ssim * parts["ssim"]
+        if config.psnr:
+            image, there = out.images[-1].float(), batch["has_truth"].view(-1, 1, 1, 1)
+            parts["psnr"] = losses.psnr_loss(image, truth, (0.5 + 0.5 * batch["inside"]) * there)
+            parts["psnr_covered"] = losses.psnr_loss(image, truth, self._cover(batch) * there)
+            total = total + config.psnr * (parts["psnr"] + 0.5 * parts["psnr_covered"])
         error = (out.images[-1].detach().clamp(0, 1) - truth).abs()
         parts["uncertainty"] = losses.laplace_loss(out.log_scale, error, (weight > 0).float())
         parts["face"] = F.binary_cross_entropy_with_logits(out.face_logit, batch["face"])

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from evaluation import rivals
 from evaluation.embedders import TEMPLATES
 from evaluation.restoring import BENCHMARK
+from evaluation.rivals import Untrained
 from evaluation.statistics import Finding
 from evaluation.suite.measures import FAMILIES
 from evaluation.suite.rows import BICUBIC
@@ -192,6 +193,7 @@ class _Document(_Options):
     fidelities: tuple[float | Literal["default"], ...] = (1, "default", 0)
     chains: dict[str, str] = Field(default_factory=dict)  # further rows: name -> chain, e.g. one that edits
     rivals: tuple[str | dict[str, Any], ...] = ()  # for evaluation/rivals.py
+    untrained: tuple[Untrained, ...] = ()  # timed with random weights, for want of their checkpoints
     embedders: tuple[EmbedderOptions, ...] = ()
     measures: tuple[str, ...] = MEASURES
     recognition: RecognitionOptions | None = None  # not measured where not given

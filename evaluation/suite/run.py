@@ -15,6 +15,7 @@ import numpy as np
 from evaluation.faces import EvaluationFace, read_validation_list
 from evaluation.naturalness import with_interval
 from evaluation.restoring import REPOSITORY, AnyPrecision, Device
+from evaluation.rivals import untrained_seconds
 from evaluation.statistics import Estimate, Finding, bootstrap, to_json
 from evaluation.suite import plots
 from evaluation.suite.cache import Cache
@@ -162,7 +163,7 @@ class _Run:
     def __init__(
         self, config: EvaluationConfig, output: Path, device: Device, precision: AnyPrecision, resume: bool, log: Log
     ) -> None:
-        self.config, self.log = config, log
+        self.config, self.log, self.device = config, log, pick_device(device)
         self.found: list[Finding] = []
         self.curves: list[Curve] = []
         self.strips: list[Strip] = []
@@ -288,6 +289,21 @@ class _Run:
         self.log("really covered faces: numbers")
 
 
+    def measure_untrained(self) -> None:
+        """The time of restorers whose checkpoints are not at hand."""
+        definition = "wall time of a face of 512 px, its side there, with random weights; n = faces"
+        for name in self.config.options.untrained:
+            try:
+                seconds = untrained_seconds(name, device=self.device)
+            except ImportError as error:
+                self.not_measured[f"time of {name}"] = str(error)
+                continue
+            self.found.append(Finding(
+                "Time and memory", "noise", "time", definition, bootstrap(1000 * np.array(seconds)), "down", "ms",
+                row=f"{name} (speed only, untrained)",
+            ))  # fmt: skip
+
+
 def evaluate(
     config: EvaluationConfig, output: Path, *, device: Device = "auto", precision: AnyPrecision = "auto",
     resume: bool = True, log: Log = lambda text: None,
@@ -308,6 +324,7 @@ def evaluate(
         raise EvaluationError(f"{config.origin}: no source is there: {', '.join(s.name for s in options.sources)}")
     run.measure_pool()
     run.measure_covered()
+    run.measure_untrained()
     if options.recognition is not None and not run.judges:
         run.not_measured["Recognition"] = "no embedder is configured"
     sections = list(dict.fromkeys(f.section for f in run.found))

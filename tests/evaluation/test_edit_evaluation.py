@@ -8,8 +8,8 @@ import pytest
 import torch
 
 pytest.importorskip("scipy")
-from evaluation import edit_memory, transfer_unit
-from evaluation.edit_bars import flipped, others_changed, seam_excess
+from evaluation import dlib_descriptor, edit_memory, transfer_unit
+from evaluation.edit_bars import COSINE, DISTANCE, flipped, identity_kept, others_changed, seam_excess
 from evaluation.edit_memory import Row, drawn_face, findings
 from evaluation.upscale_bars import sharpness
 from stages.networks.coogan import CooganNet
@@ -84,3 +84,14 @@ def test_blur_is_less_sharp() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     blurred = np.asarray(torch.nn.functional.avg_pool2d(torch.from_numpy(picture).permute(2, 0, 1).float(), 3, 1, 1))
     assert sharpness(blurred.transpose(1, 2, 0)) < 0.5 * sharpness(picture)
+
+
+def test_identity_is_read_as_cosine_and_as_distance_of_the_faces_that_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {1: np.array([1.0, 0.0]), 2: np.array([0.8, 0.6]), 3: None}
+    monkeypatch.setattr(dlib_descriptor, "dlib_descriptor", lambda picture: found[int(picture[0, 0, 0])])
+    faces = [np.full((2, 2, 3), n, np.uint8) for n in (1, 1, 1)]
+    made = [np.full((2, 2, 3), n, np.uint8) for n in (1, 2, 3)]
+    kept = identity_kept(faces, made)
+    assert kept is not None
+    assert kept[COSINE] == pytest.approx([1.0, 0.8]) and kept[DISTANCE] == pytest.approx([1.0, 1 - 0.4**0.5])
+    assert identity_kept(faces[:1], made[2:]) is None

@@ -180,6 +180,23 @@ def test_the_cache_knows_content_from_configuration_and_survives_damage(tmp_path
     assert [p.name for p in path.parent.iterdir()] == ["key.npz"]
 
 
+def test_a_restorer_without_its_checkpoint_is_timed_and_nothing_else(
+    evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(name: str, device: object) -> list[float]:
+        if name == "CodeFormer":
+            raise ImportError("its package is missing")
+        return [0.25, 0.75]
+
+    monkeypatch.setattr(run, "untrained_seconds", seconds)
+    evaluation.write_text(evaluation.read_text() + "untrained: [GFPGAN, CodeFormer]\nplots: false\n")
+    outcome = run.evaluate(load_evaluation(evaluation), tmp_path / "out", device="cpu", precision="fp32")
+    timed = [f for f in outcome.findings if "GFPGAN" in f.row]
+    assert [(f.metric, f.unit, f.estimate.value, f.estimate.n) for f in timed] == [("time", "ms", 500.0, 2)]
+    assert "untrained" in timed[0].row
+    assert outcome.not_measured["time of CodeFormer"] == "its package is missing"
+
+
 @pytest.mark.parametrize(("height", "width", "flat", "message"), [
     (96, 96, True, r"reads \['batch', 3, 96, 96\], the template .* gives \(batch, \[3, 112, 112\]\)"),
     (112, 112, False, r"gives \[64, 3, 1, 1\] for 64 faces; expected one vector a face"),

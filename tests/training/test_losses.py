@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from skimage.metrics import structural_similarity
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from landmarks.heatmaps import draw, to_grid
-from training.losses import feature_loss, identity_loss, landmark_loss, laplace_loss, pixel_loss, ssim_loss
+from training.losses import feature_loss, identity_loss, landmark_loss, laplace_loss, pixel_loss, psnr_loss, ssim_loss
 
 
 def test_pixel_loss_of_a_constant_error() -> None:
@@ -20,6 +20,23 @@ def test_pixel_loss_ignores_pixels_without_weight() -> None:
     found, truth, weight = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 4, 4)
     found[..., :2], weight[..., :2] = 9.0, 0.0
     assert pixel_loss(found, truth, weight).item() == 0
+
+
+def test_psnr_loss_is_the_mean_psnr_of_the_pictures_that_count() -> None:
+    truth = torch.rand(3, 3, 16, 16) * 0.5
+    found = truth + torch.tensor([0.1, 0.3, 0.5]).view(3, 1, 1, 1) * torch.rand(3, 3, 16, 16)
+    weight = torch.ones(3, 1, 16, 16)
+    weight[2] = 0
+    psnr = [peak_signal_noise_ratio(truth[i].numpy(), found[i].numpy(), data_range=1.0) for i in range(2)]
+    loss = psnr_loss(found, truth, weight, floor=0)
+    assert loss.item() * -10 / math.log(10) == pytest.approx(np.mean(psnr), abs=1e-4)
+    assert psnr_loss(found, truth, weight * 0).item() == 0
+
+
+def test_psnr_loss_sees_only_the_weighted_pixels_and_stays_finite_at_none_wrong() -> None:
+    found, truth, weight = torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), torch.ones(1, 1, 4, 4)
+    found[..., :2], weight[..., :2] = 9.0, 0.0
+    assert psnr_loss(found, truth, weight, floor=1e-4).item() == pytest.approx(math.log(1e-4))
 
 
 def test_landmark_loss_is_zero_at_the_drawn_heatmap_and_grows_away_from_it() -> None:
