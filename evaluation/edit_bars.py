@@ -6,8 +6,8 @@ Unseen faces at 768 px are edited by the stage, one attribute at strength 1 towa
 classifier that no training used. A flip counts among the faces that were not there before; attributes that were not
 asked for count as changed where the classifier's sure answer (over .7 or under .3) goes to the other side. Identity is
 dlib's similarity to the source, as a share of the unedited reconstruction's, in both readings: the cosine, and the
-stricter 1 - distance. Seams compare gradients on the borders of patches with those two pixels beside them, in the change
-itself. Needs the extras `dlib` and `evaluate`.
+stricter 1 - distance. Seams compare gradients on the borders of patches with those two pixels beside them, in the
+change itself. Needs the extras `dlib` and `evaluate`.
 """
 
 import argparse

@@ -86,7 +86,7 @@ def test_blur_is_less_sharp() -> None:
     assert sharpness(blurred.transpose(1, 2, 0)) < 0.5 * sharpness(picture)
 
 
-def test_identity_is_read_as_cosine_and_as_distance_of_the_faces_that_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_identity_is_read_as_cosine_and_as_distance_of_faces_found(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {1: np.array([1.0, 0.0]), 2: np.array([0.8, 0.6]), 3: None}
     monkeypatch.setattr(dlib_descriptor, "dlib_descriptor", lambda picture: found[int(picture[0, 0, 0])])
     faces = [np.full((2, 2, 3), n, np.uint8) for n in (1, 1, 1)]
