@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stages.networks.prouigan import ProUiganNet
+from stages.networks.prouigan import DetailBranch, ProUiganNet
 
 TINY = {
     "widths": (16, 16, 16),
@@ -86,3 +86,14 @@ def test_a_few_steps_lower_the_loss() -> None:
         optimiser.step()
         values.append(loss.item())
     assert values[-1] < 0.9 * values[0]
+
+
+def test_the_detail_keeps_no_pattern_of_two_pixels_and_all_of_a_plain_one() -> None:
+    def painted(bias: list[float]) -> torch.Tensor:
+        branch = DetailBranch(8, 8, 16, 1)  # its weights start at zero: only the bias paints
+        branch.paint.bias.data = torch.tensor(bias * 3, dtype=torch.float32)
+        return branch(torch.rand(1, 8, 64, 64), torch.rand(1, 8, 32, 32), torch.rand(1, 3, 128, 128)).detach()
+
+    assert painted([1, -1, -1, 1])[..., 1:-1, 1:-1].abs().max() < 1e-6  # a checkerboard
+    assert painted([1, -1, 1, -1])[..., 1:-1, 1:-1].abs().max() < 1e-6  # stripes
+    assert torch.allclose(painted([1, 1, 1, 1]), torch.ones(()))
