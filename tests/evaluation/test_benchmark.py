@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import benchmark, memory
+from evaluation import benchmark, endurance, memory
 
 
 def test_thumbnails_are_seeded_distinct_and_16_px(tmp_path: Path) -> None:
@@ -63,3 +64,27 @@ def test_watching_sees_the_memory_of_a_child_and_its_exit_code() -> None:
     parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {hold!r}]).returncode)"
     code, seconds, tree, single = memory.watch([sys.executable, "-c", parent])
     assert code == 3 and seconds > 0.5 and tree > 120 and single > 120
+
+
+def test_a_killed_command_is_started_again_until_it_ends_by_itself(tmp_path: Path) -> None:
+    worker = (  # one line of the journal every 20 ms up to 60, with a file for each; goes on where it was stopped
+        "import pathlib, sys, time; out = pathlib.Path(sys.argv[1]); run = out / '_run'\n"
+        "run.mkdir(parents=True, exist_ok=True)\n"
+        "journal = run / 'journal.jsonl'; done = journal.read_text().count('\\n') if journal.exists() else 0\n"
+        "for i in range(done, 60):\n"
+        "    (out / f'{i}.txt').write_text(str(i)); open(journal, 'a').write('{}\\n'); time.sleep(0.02)\n"
+    )
+    lines = endurance.run_killed([sys.executable, "-c", worker, str(tmp_path)], tmp_path, 3, 0.6)
+    assert len(lines) == 3 and lines == sorted(lines) and lines[-1] < 60
+    found = endurance.tree_hashes(tmp_path)
+    assert set(found) == {f"{i}.txt" for i in range(60)} and len(set(found.values())) == 60
+    with pytest.raises(RuntimeError, match="exit code 3"):
+        endurance.run_killed([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, 0, 1)
+
+
+def test_endurance_names_every_bar_that_is_missed() -> None:
+    good = endurance.Endurance(10, 1.0, 10.0, 100.0, 109.0, {"ok": 10}, 10, 0.1, 1.0, 1, 5, 2, True)
+    assert good.problems() == [] and "the same files" in endurance.table(good)
+    bad = replace(good, large_mib=111.0, inputs=9, journal_seconds=6.0, same=False)
+    assert [p.split()[0] for p in bad.problems()] == ["the", "memory", "reading", "the"]
+    assert "**other files**" in endurance.table(bad)
