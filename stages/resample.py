@@ -1,5 +1,6 @@
 """Plain resampling: the honest baseline, and the way to bring pictures to another size between learned stages."""
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
@@ -7,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.base import Stage, StageConfig
+from stages.base import ConfigT, Stage, StageConfig
 from stages.batch import FaceBatch
 
 LANCZOS_LOBES = 3
@@ -70,14 +71,13 @@ def resample(image: Tensor, size: tuple[int, int], method: str) -> Tensor:
     return out.clamp(0, 1)
 
 
-class Resample(Stage[ResampleConfig]):
-    """Brings the picture to another size without inventing anything.
+class Resizing(Stage[ConfigT]):
+    """A stage that brings the picture to another size by a formula.
 
     Reads and writes `image`: (B, 3, H, W) RGB in [0, 1] of any size. Landmarks, maps and `to_source` that an earlier
     stage wrote are brought to the new size with it.
     """
 
-    Config = ResampleConfig
     reads: ClassVar[frozenset[str]] = frozenset({"image"})
     writes: ClassVar[frozenset[str]] = frozenset({"image"})
     carries: ClassVar[frozenset[str]] = frozenset({"landmarks", "occlusion", "uncertainty", "to_source"})
@@ -88,8 +88,29 @@ class Resample(Stage[ResampleConfig]):
         """True: one formula, nothing learned."""
         return True
 
+    @abstractmethod
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the output for those of the input, pixels."""
+
+    @property
+    @abstractmethod
+    def method(self) -> str:
+        """A method of `resample`."""
+
     def __call__(self, batch: FaceBatch) -> FaceBatch:
-        height, width = batch.image.shape[-2:]
+        size = self.size(*batch.image.shape[-2:])
+        return batch.replace(image=resample(batch.image, size, self.method), **carried(batch, size))
+
+
+class Resample(Resizing[ResampleConfig]):
+    """Brings the picture to another size without inventing anything."""
+
+    Config = ResampleConfig
+
+    @property
+    def method(self) -> str:
+        return self.config.method
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
         factor = self.config.size / max(height, width)
-        size = (max(1, round(height * factor)), max(1, round(width * factor)))
-        return batch.replace(image=resample(batch.image, size, self.config.method), **carried(batch, size))
+        return max(1, round(height * factor)), max(1, round(width * factor))
