@@ -25,8 +25,8 @@ def psnr_loss(found: Tensor, truth: Tensor, weight: Tensor, floor: float = 1e-4)
     """
     there = weight.sum((1, 2, 3))
     error = ((found - truth).square() * weight).sum((1, 2, 3)) / (3 * there).clamp_min(1e-6)
-    counted = (there > 0).float()
-    return ((error + floor).log() * counted).sum() / counted.sum().clamp_min(1)
+    logarithm = torch.where(there > 0, error + floor, 1.0).log()
+    return logarithm.sum() / (there > 0).sum().clamp_min(1)
 
 
 def ssim_loss(found: Tensor, truth: Tensor, weight: Tensor, window: int = 7, stride: int = 2) -> Tensor:
