@@ -31,7 +31,7 @@ from training.loop import LoopConfig, Task, rng_of, train
 from training.parsing_labels import MIRRORED, parsing_labels
 
 FRAME = 128
-SMALL = 0.8  # of a face's canonical size, the least that the packed margin allows; so do faces in street crops stand
+SMALL = 0.8  # of a face's canonical size: as faces stand in street crops; smaller would leave the packed margin
 STEP_WEIGHTS = (0.25, 0.5, 1.0)  # of the losses at 32, 64 and 128 px
 
 
@@ -50,7 +50,7 @@ class ProUiganTraining(BaseModel):
     network: dict[str, Any] = Field(default_factory=dict)
     degradation: DegradationConfig = Field(default_factory=DegradationConfig)
     clean_misframing: float = Field(default=0.5, ge=0, le=1)  # share of the clean ones that is not framed exactly
-    small_share: float = Field(default=0.0, ge=0, le=1)  # of the degraded faces that fill less of the frame (`SMALL`)
+    small_share: float = Field(default=0.0, ge=0, le=1)  # of the covered faces that fill less of the frame (`SMALL`)
     clean_share: float = Field(default=0.4, ge=0, le=1)  # plain averaged thumbnails, nothing else wrong with them
     bare_share: float = Field(default=0.1, ge=0, le=1)  # degraded but not covered
     covered_share: float = Field(default=0.06, ge=0, le=1)  # really covered faces: mask head (and discriminator) only
@@ -73,7 +73,7 @@ class ProUiganTraining(BaseModel):
     adversarial: float = 0.0
     pixel: float = 1.0
     ssim: float = 0.0  # of the trunk's last step, as the next
-    psnr: float = 0.0  # of the whole face, and once more of what lies under the occluder
+    psnr: float = 0.0  # of the whole face, and half as much of what lies under the occluder
     validation_faces: int = Field(default=96, gt=0)  # per set
     loop: LoopConfig
 
@@ -276,10 +276,30 @@ class FaceSamples(Task):
         """(B, 1, 128, 128) share of each pixel under an occluder."""
         return F.interpolate(batch["mask"] * batch["mask_known"], scale_factor=2.0, mode="nearest")
 
+    @staticmethod
+    def _known(batch: dict[str, Tensor]) -> Tensor:
+        """(B, 1, 128, 128) how far the truth is known: half outside the source picture, 0 where there is none."""
+        return (0.5 + 0.5 * batch["inside"]) * batch["has_truth"].view(-1, 1, 1, 1)
+
     def _weights(self, batch: dict[str, Tensor]) -> Tensor:
-        """Pixel weights at 128: half outside the source picture, more under the occluder, none without truth."""
-        weight = (0.5 + 0.5 * batch["inside"]) * (1 + self.config.hole * self._cover(batch))
-        return weight * batch["has_truth"].view(-1, 1, 1, 1)
+        """Pixel weights at 128: those of `_known`, more under the occluder."""
+        return self._known(batch) * (1 + self.config.hole * self._cover(batch))
+
+    def distortion(self, image: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """How far (B, 3, 128, 128) pictures are from the truth, in the options' measures; the restorer's and its
+        rivals' loss. Returns the weighted sum and its parts."""
+        config, truth, weight = self.config, batch["gt"].float() / 255, self._weights(batch)
+        parts = {f"pixel_{FRAME}": losses.pixel_loss(image, truth, weight)}
+        total = config.pixel * parts[f"pixel_{FRAME}"]
+        if config.ssim:
+            parts["ssim"] = losses.ssim_loss(image.float(), truth, weight)
+            total = total + config.ssim * parts["ssim"]
+        if config.psnr:
+            known = self._known(batch)
+            parts["psnr"] = losses.psnr_loss(image.float(), truth, known)
+            parts["psnr_covered"] = losses.psnr_loss(image.float(), truth, self._cover(batch) * known)
+            total = total + config.psnr * (parts["psnr"] + 0.5 * parts["psnr_covered"])
+        return total, parts
 
     def _held_out(self) -> dict[str, Tensor]:
         """Fixed validation samples: per set clean and covered, then really covered faces; made once."""
@@ -341,17 +361,13 @@ class ProUiganTask(FaceSamples):
         config = self.config
         out = self._forward(batch, detail=False)
         truth, weight = batch["gt"].float() / 255, self._weights(batch)
-        parts: dict[str, Tensor] = {}
-        total = truth.new_zeros(())
+        total, parts = self.distortion(out.images[-1], batch)
         for k, share in enumerate(STEP_WEIGHTS):
             side = out.images[k].shape[-1]
-            gt, w = (
-                (truth, weight)
-                if side == FRAME
-                else (F.avg_pool2d(truth, FRAME // side), F.avg_pool2d(weight, FRAME // side))
-            )
-            parts[f"pixel_{side}"] = losses.pixel_loss(out.images[k], gt, w)
-            total = total + share * config.pixel * parts[f"pixel_{side}"]
+            if side < FRAME:
+                gt, w = (F.avg_pool2d(x, FRAME // side) for x in (truth, weight))
+                parts[f"pixel_{side}"] = losses.pixel_loss(out.images[k], gt, w)
+                total = total + share * config.pixel * parts[f"pixel_{side}"]
             divergence, distance = losses.landmark_loss(
                 out.heatmap_logits[k], out.points[k], batch["points"], batch["points_known"]
             )
@@ -368,14 +384,6 @@ class ProUiganTask(FaceSamples):
                 parts["parsing"] = F.cross_entropy(logits, labels, ignore_index=255)
                 total = total + share * config.parsing * parts["parsing"]
             parts["landmark_px"] = distance.detach() * 128
-        if config.ssim:
-            parts["ssim"] = losses.ssim_loss(out.images[-1].float(), truth, weight)
-            total = total + config.ssim * parts["ssim"]
-        if config.psnr:
-            image, there = out.images[-1].float(), batch["has_truth"].view(-1, 1, 1, 1)
-            parts["psnr"] = losses.psnr_loss(image, truth, (0.5 + 0.5 * batch["inside"]) * there)
-            parts["psnr_covered"] = losses.psnr_loss(image, truth, self._cover(batch) * there)
-            total = total + config.psnr * (parts["psnr"] + 0.5 * parts["psnr_covered"])
         error = (out.images[-1].detach().clamp(0, 1) - truth).abs()
         parts["uncertainty"] = losses.laplace_loss(out.log_scale, error, (weight > 0).float())
         parts["face"] = F.binary_cross_entropy_with_logits(out.face_logit, batch["face"])

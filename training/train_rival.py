@@ -1,9 +1,9 @@
 """Train a generic network as a rival of the restorer: `train -c configs/train/rival_rcan.yaml` and its like.
 
-A rival gets the very samples of the restorer, in the same order, with the same pixel loss and optimiser, for the number
-of samples that its YAML states (steps x batch_size); what it does not get is the restorer's priors and other losses.
-An `inpainter` learns the other half of the two-step rivals: to fill the covered part of a thumbnail, or of a thumbnail
-enlarged to 128 px.
+A rival gets the very samples of the restorer, in the same order, with the same losses of the picture (`distortion`) and
+optimiser, for the number of samples that its YAML states (steps x batch_size); what it does not get is the restorer's
+priors and the losses of networks that know faces. An `inpainter` learns the other half of the two-step rivals, by pixel
+loss: to fill the covered part of a thumbnail, or of a thumbnail enlarged to 128 px.
 """
 
 from pathlib import Path
@@ -39,7 +39,7 @@ class RivalTraining(BaseModel):
 
 
 class RivalTask(FaceSamples):
-    """Pixel loss of a network that knows no faces, on the samples of the restorer."""
+    """Losses of a network that knows no faces, on the samples of the restorer."""
 
     def __init__(self, config: RivalTraining) -> None:
         super().__init__(load_training(ProUiganTraining, config.restorer)[0])
@@ -60,11 +60,13 @@ class RivalTask(FaceSamples):
         return network(lq if self.rival.side == lq.shape[-1] else enlarged(lq), self._hole(batch))
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
-        found, truth, weight = self._answer(self.network, batch), batch["gt"].float() / 255, self._weights(batch)
-        if self.rival.architecture == "inpainter":
-            cell = FRAME // self.rival.side
-            truth, weight = F.avg_pool2d(truth, cell), F.avg_pool2d(weight, cell) * self._hole(batch)
-        total = losses.pixel_loss(found, truth, weight)
+        found = self._answer(self.network, batch)
+        if self.rival.architecture != "inpainter":
+            total, parts = self.distortion(found, batch)
+            return total, {k: v.detach() for k, v in parts.items()}
+        cell = FRAME // self.rival.side
+        truth, weight = (F.avg_pool2d(x, cell) for x in (batch["gt"].float() / 255, self._weights(batch)))
+        total = losses.pixel_loss(found, truth, weight * self._hole(batch))
         return total, {"pixel": total.detach()}
 
     @torch.inference_mode()

@@ -67,17 +67,17 @@ def test_watching_sees_the_memory_of_a_child_and_its_exit_code() -> None:
 
 
 def test_a_killed_command_is_started_again_until_it_ends_by_itself(tmp_path: Path) -> None:
-    worker = (  # one line of the journal every 20 ms up to 60, with a file for each; goes on where it was stopped
+    worker = (  # one line of the journal every 20 ms up to 150, with a file for each; goes on where it was stopped
         "import pathlib, sys, time; out = pathlib.Path(sys.argv[1]); run = out / '_run'\n"
         "run.mkdir(parents=True, exist_ok=True)\n"
         "journal = run / 'journal.jsonl'; done = journal.read_text().count('\\n') if journal.exists() else 0\n"
-        "for i in range(done, 60):\n"
+        "for i in range(done, 150):\n"
         "    (out / f'{i}.txt').write_text(str(i)); open(journal, 'a').write('{}\\n'); time.sleep(0.02)\n"
     )
     lines = endurance.run_killed([sys.executable, "-c", worker, str(tmp_path)], tmp_path, 3, 0.6)
-    assert len(lines) == 3 and lines == sorted(lines) and lines[-1] < 60
+    assert len(lines) == 3 and lines == sorted(lines) and lines[-1] < 150
     found = endurance.tree_hashes(tmp_path)
-    assert set(found) == {f"{i}.txt" for i in range(60)} and len(set(found.values())) == 60
+    assert set(found) == {f"{i}.txt" for i in range(150)} and len(set(found.values())) == 150
     with pytest.raises(RuntimeError, match="exit code 3"):
         endurance.run_killed([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, 0, 1)
 
