@@ -37,6 +37,10 @@ def card_metrics(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
     chosen = barred or [f for f in own if not f["group"]]
     if not chosen:
         raise ValueError(f"{name}: no figure in these tables is of this card")
+    once: dict[tuple[Any, ...], dict[str, Any]] = {}  # originals are the same in every condition and gallery
+    for f in chosen:
+        figure = tuple(f[k] for k in ("section", "metric", "n", "value", "low", "high"))
+        once.setdefault(figure if f["row"] == "original" else (*_place(f), f["row"]), f)
     return [
         {
             "set": ", ".join(v for v in (f["subset"], f["condition"], f["group"]) if v),
@@ -46,7 +50,7 @@ def card_metrics(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
             "interval": [f["low"], f["high"]],
             "baseline": bicubic.get(_place(f)),
         }
-        for f in chosen
+        for f in once.values()
     ]
 
 

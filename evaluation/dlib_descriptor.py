@@ -27,7 +27,7 @@ FINE_INTER_OCULAR_PX = 200
 @lru_cache(maxsize=1)
 def _recogniser() -> Any:
     """The ResNet, loaded once. Raises `BackendUnavailable` where dlib or the file is missing."""
-    DlibBackend.check()
+    DlibBackend.files()
     import dlib
 
     return dlib.face_recognition_model_v1(model_file(RECOGNISER_FILE))

@@ -69,8 +69,8 @@ class OnnxEmbedder:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: unknown template, no ONNX network, an input of another shape than the template, or an output that is
-            not one vector a face.
+        ValueError: unknown template, no ONNX network, an input of another shape than the template, one that does not
+            run on it, or an output that is not one vector a face.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class OnnxEmbedder:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime has its own exception types, none of them public
             raise ValueError(f"embedder: {path} is no network that ONNX Runtime can run: {error}") from error
-        self.name, self.mean, self.scale, self.bgr = name or path.stem, mean, scale, bgr
+        self.path, self.name, self.mean, self.scale, self.bgr = path, name or path.stem, mean, scale, bgr
         self.in_training, self.template = in_training, TEMPLATES[template] if isinstance(template, str) else template
         expected, node = [3, *self.template[1]], self.session.get_inputs()[0]
         if len(node.shape) != 4 or any(
@@ -99,13 +99,20 @@ class OnnxEmbedder:
             raise ValueError(f"embedder: {path} reads {node.shape}, the template {label} gives (batch, {expected})")
         self.input = node.name
         self.batch = node.shape[0] if isinstance(node.shape[0], int) else 64
-        found = self.session.run(None, {self.input: np.zeros((self.batch, *expected), np.float32)})[0]
+        found = self._run(np.zeros((self.batch, *expected), np.float32))
         if found.ndim != 2 or len(found) != self.batch:
             raise ValueError(
                 f"embedder: {path} gives {list(found.shape)} for {self.batch} faces; expected one vector a face, "
                 f"[{self.batch}, D]"
             )
         self.size = int(found.shape[1])
+
+    def _run(self, tensor: np.ndarray) -> np.ndarray:
+        """The first output for (B, 3, h, w) float32."""
+        try:
+            return np.asarray(self.session.run(None, {self.input: tensor})[0])
+        except Exception as error:  # as above
+            raise ValueError(f"embedder: {self.path} does not run on {list(tensor.shape)}: {error}") from error
 
     def __call__(self, images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> np.ndarray:
         rows = [np.empty((0, self.size), np.float32)]
@@ -116,7 +123,7 @@ class OnnxEmbedder:
             tensor = (crops.transpose(0, 3, 1, 2).astype(np.float32) - self.mean) / self.scale
             missing = self.batch - len(tensor) if isinstance(self.session.get_inputs()[0].shape[0], int) else 0
             padded = np.concatenate([tensor, np.zeros((missing, *tensor.shape[1:]), np.float32)])
-            rows.append(self.session.run(None, {self.input: padded})[0][: len(tensor)])
+            rows.append(self._run(padded)[: len(tensor)])
         vectors = np.concatenate(rows)
         return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 

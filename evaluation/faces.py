@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,11 @@ VALIDATION_LIST = Path(__file__).resolve().parent.parent / "training" / "validat
 THUMBNAIL_SIZE = 16
 PERSON_COLUMN = "identity"  # where a set has it, a split goes by person
 
+# What Pillow lets through for a damaged file: a broken chunk of a PNG is a SyntaxError.
+_DAMAGE = (
+    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
 _T = TypeVar("_T")
 
 
@@ -52,8 +59,15 @@ def _digest(text: str) -> str:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Encoded picture -> (H, W, 3) uint8 RGB, EXIF rotation applied."""
-    return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    """Encoded picture -> (H, W, 3) uint8 RGB, EXIF rotation applied.
+
+    Raises:
+        ValueError: damaged, or no picture.
+    """
+    try:
+        return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    except _DAMAGE as error:
+        raise ValueError(f"unreadable picture: {error}") from error
 
 
 def canonical_face(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +111,7 @@ def load_faces(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the canonical crop is asked for and a row has no landmarks.
+        ValueError: the canonical crop is asked for and a row has no landmarks; or its picture is unreadable.
     """
     import pyarrow.parquet as pq
 
@@ -115,7 +129,10 @@ def load_faces(
 
 
 def _face(row: dict[str, Any], set_name: str, group: str, as_found: bool) -> EvaluationFace:
-    picture = decode(row["image"])
+    try:
+        picture = decode(row["image"])
+    except ValueError as error:
+        raise ValueError(f"{set_name}: face {row['id']}: {error}") from error
     labels = {k: v for k, v in row.items() if k not in ("id", "image", "landmarks", "mask") and v is not None}
     points: np.ndarray | None = None
     parsing: np.ndarray | None = None

@@ -149,11 +149,19 @@ def fold_decisions(scores: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np
     """Whether each trial is decided rightly, (N,) bool, with the threshold chosen on the other folds.
 
     The mean is the accuracy of the LFW protocol. Method: Huang et al., LFW technical report 07-49, 2007.
+
+    Raises:
+        ValueError: the other folds of one hold genuine trials only, or impostor trials only.
     """
     scores, same, fold = np.asarray(scores), np.asarray(same, bool), np.asarray(fold)
     right = np.zeros(len(scores), bool)
     for held in np.unique(fold):
         test = fold == held
+        if same[~test].all() or not same[~test].any():
+            raise ValueError(
+                f"no threshold can be chosen for fold {held}: the others hold {int(same[~test].sum())} genuine and "
+                f"{int((~same[~test]).sum())} impostor trials, and both kinds are needed"
+            )
         right[test] = (scores[test] >= best_threshold(scores[~test], same[~test])) == same[test]
     return right
 

@@ -13,7 +13,6 @@ A rival is named in the YAML of `evaluate` by one key that says what it is, with
 All see the same thumbnails, and nobody's output is corrected afterwards: the exact step is part of the restorer.
 """
 
-import importlib.util
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from stages import foreign_upscalers
 from stages.consistency import average_to
-from stages.foreign_upscalers import FFHQ_CROP_AT, FFHQ_CROP_SIZE, FFHQ_SIZE, SIGNED_RANGE
+from stages.foreign_upscalers import FFHQ_SIZE, into_ffhq, load_checkpoint, out_of_ffhq
 from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
 from stages.networks.super_resolution import Inpainter, OverBicubic, PlainNet
 from stages.prouigan import visible_share
@@ -130,49 +129,6 @@ class RealEsrgan(Rival):
         return _pictures(to_size(self.network(_tensor(lq))))
 
 
-def into_ffhq(images: Tensor) -> Tensor:
-    """Canonical crops (N, 3, n, n) -> pictures (N, 3, 512, 512) framed as FFHQ; what lies outside is reflected."""
-    crop = F.interpolate(images, size=(FFHQ_CROP_SIZE, FFHQ_CROP_SIZE), mode="bicubic", align_corners=False)
-    left, top = FFHQ_CROP_AT
-    rest = FFHQ_SIZE - FFHQ_CROP_SIZE
-    return F.pad(crop.clamp(0, 1), (left, rest - left, top, rest - top), mode="reflect")
-
-
-def out_of_ffhq(images: Tensor) -> Tensor:
-    """The canonical crop (N, 3, 384, 384) of pictures (N, 3, 512, 512) framed as FFHQ."""
-    left, top = FFHQ_CROP_AT
-    return images[..., top : top + FFHQ_CROP_SIZE, left : left + FFHQ_CROP_SIZE]
-
-
-def _checkpoint(path: Path) -> Any:
-    """spandrel's descriptor of a checkpoint; only tensors are read from it, no objects.
-
-    Raises:
-        FileNotFoundError: no such file. ImportError: spandrel is missing. ValueError: not a checkpoint it knows.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"rival: {path} does not exist; nothing is downloaded, name a checkpoint you have")
-    try:
-        import spandrel
-    except ImportError as error:
-        raise ImportError(f"rival {path.name}: needs spandrel: pip install 'revisage[spandrel]' ({error})") from error
-    if importlib.util.find_spec("spandrel_extra_arches") is not None:  # CodeFormer, under its own, stricter terms
-        import spandrel_extra_arches
-
-        spandrel_extra_arches.install(ignore_duplicates=True)
-    try:
-        if path.suffix.lower() == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 tensors only
-        return spandrel.ModelLoader(device="cpu").load_from_state_dict(spandrel.canonicalize_state_dict(state))
-    except Exception as error:  # torch, safetensors and spandrel raise many types; all mean the same to the user
-        hint = "; CodeFormer needs the package spandrel-extra-arches" if "odeformer" in path.name.lower() else ""
-        raise ValueError(f"rival: {path} is not a checkpoint that spandrel can load{hint}: {error}") from error
-
-
 class SpandrelFile(Rival):
     """A user's checkpoint (GFPGAN, CodeFormer, RestoreFormer, any enlarging network), through spandrel.
 
@@ -182,37 +138,28 @@ class SpandrelFile(Rival):
         framing: `ffhq` lays the crop into the frame that face restorers were trained on; the default for them.
 
     Raises:
-        FileNotFoundError, ImportError, ValueError: as `_checkpoint`; or the network does not make a picture of one.
+        FileNotFoundError, ImportError, ValueError: as `foreign_upscalers.SpandrelModel`.
     """
 
     def __init__(
         self, path: Path, device: torch.device, input_px: int | None = None, framing: Framing | None = None
     ) -> None:
-        self.model, self.device, self.name = _checkpoint(path), device, path.stem
-        purpose = str(self.model.purpose)
-        if purpose == "Inpainting" or self.model.input_channels != 3 or self.model.output_channels != 3:
-            raise ValueError(f"rival: {path} ({purpose}) does not make an RGB picture of an RGB picture")
-        faces = purpose == "FaceSR"
+        self.model, self.device, self.name = foreign_upscalers.SpandrelModel(path, device), device, path.stem
+        faces = self.model.face_model
         self.framing: Framing = framing or ("ffhq" if faces else "canonical")
         if self.framing == "ffhq" and input_px not in (None, FFHQ_SIZE):
             raise ValueError(f"rival: {path}: the ffhq framing is {FFHQ_SIZE} px, not {input_px}")
-        self.input_px = input_px or (FFHQ_SIZE if faces else SIZE if purpose == "Restoration" else None)
-        self.model.to(device).eval()
-
-    def _run(self, image: Tensor) -> Tensor:
-        if self.model.architecture.id in SIGNED_RANGE:
-            return (self.model.model(image * 2 - 1)[0].clamp(-1, 1) + 1) / 2
-        return self.model(image)
+        self.input_px = input_px or (FFHQ_SIZE if faces else SIZE if self.model.purpose == "Restoration" else None)
 
     @torch.inference_mode()
     def restore(self, lq: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         found = []
         for image in _tensor(lq).split(1):  # pictures of 512 px, one at a time
             if self.framing == "ffhq":
-                found.append(to_size(out_of_ffhq(self._run(into_ffhq(image).to(self.device))).cpu()))
+                found.append(to_size(out_of_ffhq(self.model.run(into_ffhq(image).to(self.device))).cpu()))
                 continue
             size = self.input_px or image.shape[-1]
-            found.append(to_size(self._run(resample(image, (size, size), "bicubic").to(self.device)).cpu()))
+            found.append(to_size(self.model.run(resample(image, (size, size), "bicubic").to(self.device)).cpu()))
         return _pictures(torch.cat(found))
 
 
@@ -251,8 +198,8 @@ def network_fill(card: str, device: torch.device) -> Fill:
 
 
 def spandrel_fill(path: Path, device: torch.device) -> Fill:
-    """A user's inpainting checkpoint (LaMa). Raises as `_checkpoint`; `ValueError` where it does not inpaint."""
-    model = _checkpoint(path).to(device).eval()
+    """A user's inpainting checkpoint (LaMa). Raises as `load_checkpoint`; `ValueError` where it does not inpaint."""
+    model = load_checkpoint(path, device)
     if str(model.purpose) != "Inpainting":
         raise ValueError(f"rival: {path} does not inpaint ({model.purpose})")
 

@@ -158,6 +158,7 @@ class Finding:
         estimate: value, interval, n. unit: "dB", "%", "" for a ratio.
         direction: "up" where more is better.
         bar: what the value must reach (at least, or at most where `direction` is "down"); None where none is set.
+        surely: the whole interval must reach the bar, not the value alone.
         condition: of the thumbnails ("clean"). row: what was measured ("restored at 1"). group: the part of the faces
             ("age 20-29"), "" for all. version: of the definition; it rises when numbers can no longer be compared.
         weights: the card in `weights/` that the number judges, "" for none.
@@ -171,6 +172,7 @@ class Finding:
     direction: Direction = "up"
     unit: str = ""
     bar: float | None = None
+    surely: bool = False
     condition: str = ""
     row: str = ""
     group: str = ""
@@ -182,7 +184,10 @@ class Finding:
         """Whether the bar is reached; None where there is none. A value that is not a number passes no bar."""
         if self.bar is None:
             return None
-        return self.estimate.value >= self.bar if self.direction == "up" else self.estimate.value <= self.bar
+        e = self.estimate
+        if self.direction == "up":
+            return (e.low if self.surely else e.value) >= self.bar
+        return (e.high if self.surely else e.value) <= self.bar
 
 
 def _plain(number: float | None) -> float | None:

@@ -3,9 +3,9 @@
     python -m evaluation.upscale_bars --data OMI.parquet --out OUT [--limit 40] [--time]
 
 Faces that resolve 512 px and that no training saw are averaged to 128 px, enlarged by every row, and compared with the
-original: PSNR and SSIM in RGB, sharpness (mean absolute Laplacian over the original's), NIQE over sheets of faces. The
-same with restored faces (16 -> 128 -> 512) has no truth for its detail: NIQE and sharpness only. `--time` adds seconds
-a face, both on the same threads; leave the machine idle for it. A row whose package is missing is left out and named.
+original: PSNR and SSIM in RGB, sharpness (mean absolute Laplacian over the original's), NIQE of each face. The same
+with restored faces (16 -> 128 -> 512) has no truth for its detail: NIQE only. `--time` adds seconds a face, both on the
+same threads; leave the machine idle for it. A row whose package is missing is left out and named.
 """
 
 import argparse
@@ -116,8 +116,9 @@ def restored_thumbnails(faces: Sequence[np.ndarray], config: str) -> list[Tensor
     ]
 
 
-def _scalar(value: float, n: int) -> Estimate:
-    return Estimate(value, float("nan"), float("nan"), n)
+def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
+    """Ratio of the means of two (n,) samples of the same faces."""
+    return bootstrap(np.stack([above, below], 1), lambda means: means[:, 0] / means[:, 1])
 
 
 def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: str, timed: bool) -> list[Finding]:
@@ -127,15 +128,17 @@ def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: s
     clean = [average_to(t, SMALL) for t in truths]
     restored = restored_thumbnails(faces, config)
     scores: dict[str, np.ndarray] = {}
-    seconds: dict[str, float] = {}
+    seconds: dict[str, np.ndarray] = {}
     findings: list[Finding] = []
     niqe = basicsr_adapter.niqe if basicsr_adapter.available() else None
-    natural: dict[tuple[str, str], float] = {}
+    natural: dict[tuple[str, str], np.ndarray] = {}
     for name, row in compared.items():
         row(clean[0])  # warm
-        started = time.perf_counter()
-        made = [uint8(row(x)) for x in clean]
-        seconds[name] = (time.perf_counter() - started) / len(made)
+        made, marks = [], [time.perf_counter()]
+        for x in clean:
+            made.append(uint8(row(x)))
+            marks.append(time.perf_counter())
+        seconds[name] = np.diff(marks)
         scores[name] = np.array([psnr(m, f) for m, f in zip(made, faces, strict=True)])
         similar = np.array([ssim(m, f) for m, f in zip(made, faces, strict=True)])
         sharp = np.array([sharpness(m) / sharpness(f) for m, f in zip(made, faces, strict=True)])
@@ -147,10 +150,10 @@ def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: s
         if niqe is not None:
             for condition, pictures in (("clean", made), ("restored", [uint8(row(x)) for x in restored])):
                 if pictures:
-                    natural[condition, name] = float(np.mean([niqe(p) for p in pictures]))
+                    natural[condition, name] = np.array([niqe(p) for p in pictures])
                     findings.append(
                         Finding(f"{condition} 128 px faces", "omi", "NIQE", "luma, blocks of 96 px, mean over faces",
-                                _scalar(natural[condition, name], len(pictures)), "down", row=name, weights=weights)
+                                bootstrap(natural[condition, name]), "down", row=name, weights=weights)
                     )  # fmt: skip
     findings.append(
         Finding("bars", "omi", "gain over Lanczos at fidelity 1", "PSNR difference, RGB, clean 128 px faces",
@@ -159,15 +162,16 @@ def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: s
     )  # fmt: skip
     for condition in ("clean", "restored"):
         if (condition, "real-esrgan") in natural and (condition, "upscale 0") in natural:
+            share = _ratio(natural[condition, "upscale 0"], natural[condition, "real-esrgan"])
             findings.append(
                 Finding("bars", "omi", f"NIQE of fidelity 0 over Real-ESRGAN's, {condition}", "ratio of the means",
-                        _scalar(natural[condition, "upscale 0"] / natural[condition, "real-esrgan"], len(faces)),
-                        "down", bar=1.0, row="upscale 0", weights=weights)
+                        share, "down", bar=1.0, row="upscale 0", weights=weights)
             )  # fmt: skip
     if timed and "real-esrgan" in seconds:
         findings.append(
-            Finding("bars", "omi", "speed over Real-ESRGAN's", "seconds a face, 128 -> 512, fidelity 0, same threads",
-                    _scalar(seconds["real-esrgan"] / seconds["upscale 0"], len(faces)), bar=SPEED_BAR, row="upscale 0",
+            Finding("bars", "omi", "speed over Real-ESRGAN's",
+                    "ratio of the mean seconds a face, 128 -> 512, fidelity 0, same threads",
+                    _ratio(seconds["real-esrgan"], seconds["upscale 0"]), bar=SPEED_BAR, row="upscale 0",
                     weights=weights)
         )  # fmt: skip
     return findings

@@ -6,21 +6,19 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from skimage import data
 
-from pipeline.editing import strength_sheet
+from pipeline.editing import contact_sheet
 
 FACE = (158, 48, 290, 180)  # px of the picture: left, top, right, bottom
 ATTRIBUTES = ("smiling", "age", "eyeglasses", "masculine")
-STRENGTHS = (-1.0, -0.5, 0.0, 0.5, 1.0)
 
 
 def edit_sheet() -> Image.Image:
     """One row an attribute, in the order of `ATTRIBUTES`; one column a strength."""
     face = Image.fromarray(data.astronaut()).crop(FACE)
-    return Image.fromarray(np.concatenate([strength_sheet(face, name, STRENGTHS) for name in ATTRIBUTES]))
+    return Image.fromarray(contact_sheet([face], ATTRIBUTES))
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def _attribute(text: str) -> tuple[str, float]:
         raise argparse.ArgumentTypeError(f"{text}: {expected}") from None
 
 
-def _add_run_options(parser: argparse.ArgumentParser, config: str | None) -> None:
+def _add_run_options(parser: argparse.ArgumentParser, config: str | None, max_pixels: int = 64_000_000) -> None:
     """Options shared by the commands that run a chain over inputs."""
     add = parser.add_argument
     add("-i", "--input", nargs="+", required=True, metavar="INPUT", action="extend", type=_place,
@@ -93,7 +93,7 @@ def _add_run_options(parser: argparse.ArgumentParser, config: str | None) -> Non
     add(
         "--max-pixels",
         type=_count,
-        default=64_000_000,
+        default=max_pixels,
         metavar="N",
         help="largest input in pixels (default: %(default)s)",
     )
@@ -136,18 +136,30 @@ def _degrade(arguments: argparse.Namespace) -> int:
 
 
 def _edit(arguments: argparse.Namespace) -> int:
-    from pipeline.editing import edit_chain
+    from pipeline.editing import check_sheet, edit_chain, write_sheet
 
-    arguments.config = edit_chain(arguments.editor, dict(arguments.attributes), arguments.config)
-    return _run(arguments, "restored")
+    source, overrides = edit_chain(arguments.editor, dict(arguments.attributes), arguments.config)
+    arguments.config = source if isinstance(source, dict) else str(source)
+    arguments.overrides = [*overrides, *arguments.overrides]
+    if arguments.sheet:
+        check_sheet(arguments.output, source, arguments.overrides)
+    code = _run(arguments, "restored")
+    if arguments.sheet and not arguments.dry_run and code in (0, 1):
+        path = write_sheet(
+            arguments.input, Path(arguments.output), source, arguments.overrides, device=arguments.device,
+            precision=arguments.precision, max_pixels=arguments.max_pixels,
+        )  # fmt: skip
+        print(f"contact sheet: {path}", file=sys.stderr)
+    return code
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from pipeline.config import ConfigError, find_config, parse_yaml
+    from landmarks.backends import BackendUnavailable
+    from pipeline.config import ConfigError, check, find_config, read_mapping
+    from stages.weights import WeightsError
 
     path = find_config(arguments.config)
-    raw = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    task = raw.get("task") if isinstance(raw, dict) else None
+    task = read_mapping(path, "task, data and loop").get("task")
     import importlib
     import importlib.util
     import pkgutil
@@ -157,8 +169,19 @@ def _train(arguments: argparse.Namespace) -> int:
     known = sorted(m.name.removeprefix("train_") for m in pkgutil.iter_modules(places) if m.name.startswith("train_"))
     if task not in known:
         raise ConfigError([f"{path}: task = {task!r}: expected one of {', '.join(known)}"])
-    module = importlib.import_module(f"training.train_{task}")
-    module.main(path, resume=arguments.resume, dry_run=arguments.dry_run)
+    from training.config import OptionsError
+
+    try:
+        module = importlib.import_module(f"training.train_{task}")
+        module.main(path, resume=arguments.resume, dry_run=arguments.dry_run)
+    except OptionsError as error:
+        raw = read_mapping(error.path, "task, data and loop")
+        _, problems = check(error.model, raw, str(error.path), "", "the training")
+        raise ConfigError(problems or [str(error)]) from error
+    except (ImportError, BackendUnavailable, FileExistsError, WeightsError) as error:
+        cure = "; install the extra: pip install 'revisage[train]'" if isinstance(error, ImportError) else ""
+        print(f"revisage train: {error}{cure}", file=sys.stderr)
+        return 2
     return 0
 
 
@@ -183,9 +206,13 @@ def _models(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from pipeline.output import OutputError
+    from pipeline.storage import is_url
     from pipeline.verify import verify
 
-    return verify(arguments.output, arguments.sample, arguments.input)
+    if is_url(arguments.output):
+        raise OutputError(f"{arguments.output}: runs are verified on this machine's disks; copy it here first")
+    return verify(Path(arguments.output), arguments.sample, arguments.input)
 
 
 def _doctor(_arguments: argparse.Namespace) -> int:
@@ -234,7 +261,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     edit = command("edit", _edit, "change attributes of faces, of any size")
-    _add_run_options(edit, None)
+    _add_run_options(edit, None, max_pixels=8192 * 8192)  # edited in bands of rows, measured up to that size
     edit.add_argument(
         "--editor",
         choices=("coogan", "l2mgan", "maskfacegan"),
@@ -244,6 +271,11 @@ def build_parser() -> argparse.ArgumentParser:
     edit.add_argument(
         "--set-attribute", action="append", default=[], dest="attributes", type=_attribute, metavar="NAME=STRENGTH",
         help="0 leaves as is, +1 clearly there (older, more masculine), -1 clearly away, up to 2; repeatable",
+    )  # fmt: skip
+
+    edit.add_argument(
+        "--sheet", action="store_true",
+        help="also draw OUT/_run/sheet.png: the first 20 faces with each of the attributes from strength -1 to +1",
     )  # fmt: skip
 
     train = command("train", _train, "train a network")
@@ -267,7 +299,7 @@ def build_parser() -> argparse.ArgumentParser:
     models.add_argument("action", choices=("list", "verify", "licences"))
 
     verify = command("verify", _verify, "compare a run's files with its journal, and make them again")
-    verify.add_argument("output", type=Path, metavar="OUT", help="output folder of the run")
+    verify.add_argument("output", metavar="OUT", help="output folder of the run")
     verify.add_argument("--sample", type=_count, metavar="N", help="check N records only (default: all)")
     verify.add_argument(
         "-i", "--input", nargs="+", default=[], metavar="FOLDER", help="where the inputs lie now, if they were moved"
@@ -300,7 +332,8 @@ def _exit_code(error: Exception) -> int | None:
     """The exit code of an error that is meant for the user; None for a fault of ours, which keeps its trace."""
     if isinstance(error, (FileNotFoundError, PermissionError)):
         return 2
-    if type(error).__module__.partition(".")[0] not in ("pipeline", "stages", "evaluation", "pydantic_core"):
+    ours = ("pipeline", "stages", "training", "evaluation", "pydantic_core")
+    if type(error).__module__.partition(".")[0] not in ours:
         return None
     return int(getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1))
 

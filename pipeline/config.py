@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from pipeline.images import file_sha256
 from stages import STAGES
 from stages.base import Closing, Opening, StageConfig
 from stages.weights import WeightsError, read_card, read_checked
@@ -253,14 +254,15 @@ def _fields_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
 def check(model: type[BaseModel], raw: dict[str, Any], origin: str, prefix: str, owner: str) -> tuple[Any, list[str]]:
     """Check plain values against an option class; returns the object (None where wrong) and the problems.
 
-    The check is strict ("yes" is not a number) but takes a YAML list where a tuple or a set is meant.
+    The check is strict ("yes" is not a number) but takes a YAML list where a tuple or a set is meant. Option classes
+    find the folder of the YAML, to which its paths are relative, in the `folder` of pydantic's context.
     """
     try:
         text = json.dumps(raw, default=str)
     except (TypeError, ValueError) as error:
         return None, [f"{origin}: {prefix or 'document'}: holds a value that plain YAML cannot hold: {error}"]
     try:
-        return model.model_validate_json(text, strict=True), []
+        return model.model_validate_json(text, strict=True, context={"folder": Path(origin).parent}), []
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False)
     problems = []
@@ -308,8 +310,9 @@ def apply_override(raw: Any, assignment: str) -> None:
 
 
 def _order_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> list[str]:
-    """Stages that read what nobody wrote before them."""
+    """Stages that read what nobody wrote before them, or that take no pictures of the size they would get."""
     problems, there = [], set(GIVEN_FIELDS)
+    side: int | None = None  # of what the stages so far make, where known
     opens = bool(entries) and issubclass(STAGES[entries[0][1].name], Opening)
     for place, (index, entry) in enumerate(entries):
         stage = STAGES[entry.name]
@@ -326,6 +329,12 @@ def _order_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> l
                 + cure
             )
         there |= stage.writes
+        if side is not None and stage.accepts_px is not None and not stage.accepts_px[0] <= side <= stage.accepts_px[1]:
+            problems.append(
+                f"{where}: takes face crops of {stage.accepts_px[0]} to {stage.accepts_px[1]} px a side, and would get "
+                f'{side} px; put a stage "resample" before it, or change the order'
+            )
+        side = stage.makes_px(entry.config)
     return problems
 
 
@@ -461,5 +470,7 @@ def _beside(signing: SigningConfig | None, origin: str) -> SigningConfig | None:
 
 
 def weight_hashes(config: ChainConfig) -> dict[str, str]:
-    """SHA-256 of every weights file of the chain, by card name."""
-    return {name: read_card(name).sha256 for name in config.weight_names()}
+    """SHA-256 of every weights file of the chain, by card name, and of other model files, by file name."""
+    files = [path for entry in config.stages for path in STAGES[entry.name].model_files(entry.config)]
+    cards = {name: read_card(name).sha256 for name in config.weight_names()}
+    return cards | {path.name: file_sha256(str(path)) for path in files}

@@ -20,11 +20,11 @@ import torch
 import yaml
 from PIL import Image
 
-from pipeline import __version__, ray_engine
+from pipeline import ray_engine
 from pipeline.chain import pick_device, pick_precision
 from pipeline.config import ChainConfig, ConfigError, load_chain, weight_hashes
 from pipeline.credentials import Signer
-from pipeline.images import MAX_PIXELS
+from pipeline.images import MAX_PIXELS, file_sha256
 from pipeline.journal import Journal
 from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
 from pipeline.planning import InputSet, Plan
@@ -32,7 +32,7 @@ from pipeline.pool import Pair, Pool
 from pipeline.progress import Progress
 from pipeline.report import write_report
 from pipeline.restorer import FAILURES, Restorer
-from pipeline.run_record import core_count, hardware, versions
+from pipeline.run_record import code_sha256, core_count, hardware, versions
 from pipeline.sources.boxes import BoxFile
 from pipeline.storage import RemoteFolder
 from pipeline.worker import Job, OnExists, Worker, exists_already, in_hand
@@ -111,7 +111,7 @@ def fingerprint(
     parts = {
         "chain": config.resolved(), "weights": weights, "device": device, "precision": precision,
         "priors": save_priors, "marked": config.marking.strip == "copies", "certificate": certificate,
-        "version": __version__,
+        "code": code_sha256(),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
@@ -165,9 +165,9 @@ def prepare(request: Request) -> Prepared:
     config = load_chain(request.config, fidelity=request.fidelity, overrides=request.overrides)
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device)
-    weights = weight_hashes(config)
     batch_size = request.batch_size or BATCH_SIZE.get(device.type, 16)
     restorer = Restorer(config, device, precision, batch_size, request.max_pixels)
+    weights = weight_hashes(config)
     if request.output.exists() and not request.output.is_dir():
         raise OutputError(f"{request.output} is a file; expected a folder to write to")
     if request.mask is not None and config.takes_frames:
@@ -395,6 +395,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             "chain_sha256": prepared.config.digest(),
             "config_file": prepared.config.origin,
             "weights_sha256": prepared.weights,
+            "journal_sha256": file_sha256(journal.path),
             "request": json.loads(json.dumps(dataclasses.asdict(request), default=str)),
             "input_roots": prepared.plan.roots,
             "device": prepared.restorer.device.type,

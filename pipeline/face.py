@@ -75,6 +75,12 @@ class Face:
     frames: np.ndarray | None = None
 
     @property
+    def side_px(self) -> int:
+        """Shorter side of the face crop in the pixels of its input: what was there before anything was enlarged."""
+        side = min(self.picture.notes.get("padded_from_px", self.picture.pixels.shape[:2]))
+        return side if self.origin is None else round(side * float(np.hypot(*self.origin.to_source[:, 0])))
+
+    @property
     def group(self) -> tuple[int, int, bool, int]:
         """Faces of one group fit into one batch."""
         frames = 0 if self.frames is None else len(self.frames)

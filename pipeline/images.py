@@ -38,7 +38,7 @@ MAX_ASPECT = 1.5  # of face crops; beyond it, padding to a square would be mostl
 # 16 px) none lies between 3.2 (toned prints, infra-red with compression noise) and 7.7 (the palest colour pictures).
 GREY_TOLERANCE = 5.0
 PNG_LEVEL = 2  # zlib level: 1 ms for 128x128 and within 5 % of the size that the default level reaches
-_BROKEN = (
+BROKEN = (
     OSError,
     SyntaxError,
     ValueError,
@@ -65,6 +65,10 @@ class ImageError(RuntimeError):
         self.status: ImageStatus = status
 
 
+# In XMP and in C2PA manifests: IPTC's source types `trainedAlgorithmicMedia` and `compositeWithTrained...`.
+_GENERATED = b"rainedAlgorithmicMedia"
+
+
 @dataclass(frozen=True)
 class Limits:
     """What a run accepts.
@@ -72,11 +76,13 @@ class Limits:
     Attributes:
         max_pixels: of one picture.
         accepts_px: smallest and largest side of square face crops; None = any picture of `min_side_px` or more.
+        measured: refuse pictures that say of themselves that a learned model made them, or a part of them.
     """
 
     max_pixels: int = MAX_PIXELS
     accepts_px: tuple[int, int] | None = None
     min_side_px: int = MIN_SIDE_PX
+    measured: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +199,7 @@ def open_header(data: bytes | BinaryIO, name: str, limits: Limits) -> Image.Imag
         image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageError("unsupported", f"over the limit of {limits.max_pixels} pixels") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         if Path(name).suffix.lower() in OTHER_ENDINGS:
             raise ImageError("unsupported", f"format not taken; taken are {', '.join(FORMATS)}") from error
         if Path(name).suffix.lower() in VIDEO_ENDINGS:
@@ -202,7 +208,18 @@ def open_header(data: bytes | BinaryIO, name: str, limits: Limits) -> Image.Imag
             ) from error
         raise ImageError("corrupt", f"not a readable picture ({', '.join(FORMATS)})") from error
     check_size(image.width, image.height, limits)
+    if limits.measured and _GENERATED in (data if isinstance(data, bytes) else _all_of(data)):
+        raise ImageError("unsupported", "its marks say that a learned model made it: no input of the forensic profile")
     return image
+
+
+def _all_of(file: BinaryIO) -> bytes:
+    """The content of an open file, which stays where it is."""
+    place = file.tell()
+    file.seek(0)
+    data = file.read()
+    file.seek(place)
+    return data
 
 
 def check_size(width: int, height: int, limits: Limits) -> None:
@@ -227,7 +244,7 @@ def check_size(width: int, height: int, limits: Limits) -> None:
         )
 
 
-def _to_rgb(image: Image.Image, notes: dict[str, Any]) -> np.ndarray:
+def to_rgb(image: Image.Image, notes: dict[str, Any]) -> np.ndarray:
     """(H, W, 3) uint8 or uint16 of a loaded picture of any mode."""
     mode = image.mode
     if mode not in ("RGB", "L"):
@@ -258,18 +275,18 @@ def decode(image: Image.Image) -> Picture:
         if getattr(image, "n_frames", 1) > 1:
             notes["frames"] = f"first of {image.n_frames}"  # type: ignore[attr-defined]
         image.load()
-    except _BROKEN as error:
+    except BROKEN as error:
         raise ImageError("corrupt", f"damaged or cut short: {error}") from error
     try:
         orientation = image.getexif().get(0x0112, 1)
         if orientation in range(2, 9):
             image = ImageOps.exif_transpose(image)
             notes["exif_orientation"] = orientation
-    except _BROKEN:
+    except BROKEN:
         notes["exif_orientation"] = "unreadable, not applied"
     try:
-        pixels = _to_rgb(image, notes)
-    except _BROKEN as error:
+        pixels = to_rgb(image, notes)
+    except BROKEN as error:
         raise ImageError("corrupt", f"damaged: {error}") from error
     return settle_grey(pixels, notes)
 

@@ -18,30 +18,45 @@ from PIL import Image, PngImagePlugin
 from torch import Tensor
 
 from pipeline.chain import Chain
-from pipeline.images import GREY_TOLERANCE, PNG_LEVEL, ImageError, Limits, open_header, opened, to_uint8
+from pipeline.images import (
+    BROKEN,
+    GREY_TOLERANCE,
+    PNG_LEVEL,
+    ImageError,
+    Limits,
+    make_grey,
+    open_header,
+    opened,
+    to_rgb,
+    to_uint8,
+)  # fmt: skip
 from stages.coogan import MIN_FACE_SCORE, Coogan
-from stages.prouigan import LUMA
+from stages.prouigan import luma
 
-_BROKEN = (OSError, SyntaxError, ValueError, struct.error, zlib.error)  # of data that Pillow cannot decode
-BAND_ROWS = 64  # rows decoded and analysed at a time
-_PLAIN_MODES = ("RGB", "L")  # what is edited in bands; other kinds of picture take the ordinary way
+BAND_ROWS = 64  # rows converted and analysed at a time
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip  # EXIF orientation -> what makes the picture upright
 
 
 class FileRows:
-    """A picture of raw RGB bytes in a scratch file, as `stages.coogan.RowSource`; grey pictures come out grey."""
+    """A picture of raw RGB bytes in a scratch file, as `stages.coogan.RowSource`.
+
+    Attributes: height, width, px; grey: whether its rows are made grey; notes: what was done to it on the way.
+    """
 
     def __init__(self, file: BinaryIO, height: int, width: int) -> None:
         self.file, self.height, self.width, self.grey = file, height, width, False
+        self.notes: dict[str, Any] = {}
 
     def pixels(self, top: int, bottom: int) -> np.ndarray:
         """(bottom - top, width, 3) uint8."""
         self.file.seek(top * self.width * 3)
         pixels = np.fromfile(self.file, np.uint8, (bottom - top) * self.width * 3)
         pixels = pixels.reshape(bottom - top, self.width, 3)
-        if not self.grey:
-            return pixels
-        luma = np.rint(pixels.astype(np.float32) @ np.array(LUMA, np.float32)).astype(np.uint8)
-        return np.repeat(luma[..., None], 3, axis=2)
+        return make_grey(pixels) if self.grey else pixels
 
     def rows(self, top: int, bottom: int) -> Tensor:
         return torch.from_numpy(self.pixels(top, bottom)).permute(2, 0, 1)
@@ -101,32 +116,79 @@ def editor_of(chain: Chain) -> Coogan | None:
 
 
 def takes(image: Image.Image) -> bool:
-    """Whether an opened picture can be edited in bands: plain 8-bit RGB or grey, upright, one frame.
+    """Whether an opened picture can be edited in bands: all kinds but 16-bit grey, which 8 bits would spoil."""
+    return not image.mode.startswith("I")
 
-    Raises `ImageError` for damaged data: of a PNG, all of it is read to find its orientation.
-    """
+
+def _load(image: Image.Image, notes: dict[str, Any]) -> int:
+    """Decode an opened picture as it lies in the file; its EXIF orientation. Raises `ImageError` for damaged data."""
     try:
-        upright = image.getexif().get(0x0112, 1) in (0, 1)
-    except _BROKEN as error:
+        if getattr(image, "n_frames", 1) > 1:
+            notes["frames"] = f"first of {image.n_frames}"  # type: ignore[attr-defined]
+        image.load()
+    except BROKEN as error:
         raise ImageError("corrupt", f"damaged or cut short: {error}") from error
-    return image.mode in _PLAIN_MODES and upright and not image.has_transparency_data
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+        if orientation in _TURNS:
+            notes["exif_orientation"] = orientation
+            return int(orientation)
+    except BROKEN:
+        notes["exif_orientation"] = "unreadable, not applied"
+    return 1
+
+
+def _upright(image: Image.Image, orientation: int, top: int, bottom: int) -> Image.Image:
+    """Rows `top` to `bottom` of the upright picture: of one that lies on its side, columns of what was decoded."""
+    on_side = orientation > 4
+    if orientation in (3, 4, 7, 8):  # counted from the other end
+        length = image.width if on_side else image.height
+        top, bottom = length - bottom, length - top
+    band = image.crop((top, 0, bottom, image.height) if on_side else (0, top, image.width, bottom))
+    return band.transpose(_TURNS[orientation]) if orientation in _TURNS else band
 
 
 def spill(image: Image.Image, file: BinaryIO) -> FileRows:
-    """Decode an opened picture into `file`. Raises `ImageError` for damaged data."""
-    try:
-        image.load()
-    except _BROKEN as error:
-        raise ImageError("corrupt", f"damaged or cut short: {error}") from error
-    source, spread = FileRows(file, image.height, image.width), 0.0
-    for top in range(0, image.height, BAND_ROWS):
-        bottom = min(image.height, top + BAND_ROWS)
-        band = np.asarray(image.crop((0, top, image.width, bottom)).convert("RGB"))
+    """Decode an opened picture into `file`, as `pipeline.images.decode` would: upright, RGB, alpha over mid-grey.
+
+    Raises:
+        ImageError: damaged data, or a pixel type we do not take.
+    """
+    notes: dict[str, Any] = {}
+    orientation, spread = _load(image, notes), 0.0
+    size = image.size if orientation > 4 else image.size[::-1]
+    source = FileRows(file, *size)
+    for top in range(0, source.height, BAND_ROWS):
+        part = _upright(image, orientation, top, min(source.height, top + BAND_ROWS))
+        try:
+            band = to_rgb(part, notes)
+        except BROKEN as error:
+            raise ImageError("corrupt", f"damaged: {error}") from error
         spread += float((band.max(-1) - band.min(-1)).sum(dtype=np.float64))
         file.write(band.tobytes())
     file.flush()
-    source.grey = spread / (image.height * image.width) < GREY_TOLERANCE
+    source.grey = spread / (source.height * source.width) < GREY_TOLERANCE
+    source.notes = notes
     return source
+
+
+def reduced(path: Path, limits: Limits, longest: int) -> np.ndarray | None:
+    """A picture file averaged, where it is larger, to `longest` px a side or less, (h, w, 3) uint8; in bands as well.
+
+    None where it is not of a kind that can be read in bands. Raises `ImageError`.
+    """
+    with opened(path) as file, tempfile.TemporaryFile(prefix="revisage-edit-") as scratch:
+        image = open_header(file, str(path), limits)
+        if not takes(image):
+            return None
+        source = spill(image, scratch)
+        share = -(-max(source.height, source.width) // longest)
+        step = share * BAND_ROWS
+        parts = []
+        for top in range(0, source.height, step):
+            band = Image.fromarray(source.pixels(top, min(source.height, top + step)))
+            parts.append(np.asarray(band.reduce(share)))
+        return np.concatenate(parts)
 
 
 def edit_picture(
@@ -157,7 +219,7 @@ def edit_picture(
         image.close()
         del image
         plan = stage.editor.plan(source)
-        notes: dict[str, Any] = {"edit": stage.note(plan), "in_bands": True}
+        notes = source.notes | {"edit": stage.note(plan), "in_bands": True}
         size, score = (source.height, source.width), plan.frame.score
         if score < max(least_score, MIN_FACE_SCORE):
             return LargeEdit(score, size, notes, time.perf_counter() - started)
@@ -168,10 +230,8 @@ def edit_picture(
         finished = False
         try:
             for _, rows, invented in stage.editor.run(source, plan):
-                pixels = to_uint8(rows.permute(1, 2, 0).numpy())
-                if source.grey:
-                    pixels = to_uint8((rows * torch.tensor(LUMA)[:, None, None]).sum(0).numpy())
-                writers[0].write(pixels)
+                made = luma(rows[None])[0, :1] if source.grey else rows
+                writers[0].write(to_uint8(made.permute(1, 2, 0).numpy()))
                 writers[1].write(to_uint8(invented[0].numpy()))
             finished = True
         finally:

@@ -68,10 +68,7 @@ class OutputFolder:
                 temporary.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            if error.errno in _FATAL:
-                raise OutputLostError(
-                    f"{target}: {error.strerror}; mend that and run the same command again"
-                ) from error
+            raise_if_lost(error, target)
             raise
 
     def reserve(self, relative: str) -> Path:
@@ -121,6 +118,12 @@ class OutputFolder:
                     Path(folder, name).unlink(missing_ok=True)
                     count += 1
         return count
+
+
+def raise_if_lost(error: OSError, target: Path) -> None:
+    """Raise `OutputLostError` where `error`, met in writing `target`, ends the whole run."""
+    if error.errno in _FATAL:
+        raise OutputLostError(f"{target}: {error.strerror}; mend that and run the same command again") from error
 
 
 class OutputLock:

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
 import unicodedata
@@ -23,6 +24,8 @@ from pipeline.storage import is_url, list_root, list_url
 
 NAME_LIMIT = 255  # bytes of one file name on the usual file systems
 LONGEST_ENDING = 4  # ".png", ".npz"
+FACE_NAME = re.compile(r"face_\d{3,}")  # of the outputs of one face, without the ending
+_PLAIN = {"": "%", ".": "%2E", "..": "%2E%2E"}  # parts of a name that would mean another folder
 PRODUCT_FOLDERS = ("restored", "degraded", "thumbnails", "uncertainty", "occlusion", "priors", "_run")
 
 
@@ -61,15 +64,16 @@ def name_hash(text: str) -> int:
 def target_of(name: str) -> str:
     """Where an input's outputs go, without the ending: `a/b.png` -> `a/b`, `a/b.jpg` -> `a/b.jpg`.
 
-    A name too long for the file system with its ending is cut and marked with a hash of the whole.
+    A name too long for the file system with its ending is cut and marked with a hash of the whole. Parts that would
+    lead to another folder (`...png` without its ending, keys of an object store) are spelt out: `%2E%2E`.
     """
-    folder, _, file = name.rpartition("/")
+    *folders, file = name.split("/")
     stem = file[:-4] if file.lower().endswith(".png") and len(file) > 4 else file
     if len(_bytes(stem)) + LONGEST_ENDING > NAME_LIMIT:
         mark = "~" + hashlib.sha256(_bytes(name)).hexdigest()[:8]
         room = NAME_LIMIT - LONGEST_ENDING - len(mark)
         stem = _bytes(stem)[:room].decode("utf-8", "ignore") + mark
-    return f"{folder}/{stem}" if folder else stem
+    return "/".join(_PLAIN.get(part, part) for part in (*folders, stem))
 
 
 def face_target(target: str, face: int) -> str:
@@ -129,13 +133,15 @@ class InputSet:
         return [list_root(given) if is_url(given) else str(self._root(given)) for given in self.inputs]
 
     def _remote_tasks(self, given: str) -> Iterator[Task]:
-        """Pictures of an object store; videos and what the run itself wrote are left out."""
+        """Pictures of an object store without what the run itself wrote; videos there are refused."""
         for name, url in list_url(given):
-            if os.path.splitext(name)[1].lower() not in IMAGE_ENDINGS or name.rpartition("/")[2].startswith("._"):
+            ending = os.path.splitext(name)[1].lower()
+            if ending not in self.endings or name.rpartition("/")[2].startswith("._"):
                 continue
             if self.remote is None or not any(_is_inside(url, f"{self.remote}/{own}") for own in PRODUCT_FOLDERS):
                 target = target_of(name)
-                yield Task(name, url, target, self.mask_of(name, target))
+                refused = "a video in an object store: copy it to this machine" if ending in VIDEO_ENDINGS else None
+                yield Task(name, url, target, self.mask_of(name, target), refused)
 
     def _root(self, given: str) -> Path:
         path = Path(os.path.abspath(given))
@@ -227,7 +233,9 @@ class InputSet:
         """File of the mask given for an input, None where there is none."""
         if self.mask is None or self.mask.is_file():
             return None if self.mask is None else str(self.mask)
-        candidates = [self.mask / name, self.mask / (target + ".png"), (self.mask / name).with_suffix(".png")]
+        candidates = [self.mask / (target + ".png")]
+        if not _PLAIN.keys() & set(name.split("/")):
+            candidates = [self.mask / name, *candidates, (self.mask / name).with_suffix(".png")]
         return next((str(c) for c in candidates if c.is_file()), None)
 
 
@@ -243,14 +251,16 @@ class Plan:
             raise InputError(f"--mask {inputs.mask}: no such file or folder")
         self.roots = inputs.roots()
         self._file = tempfile.TemporaryFile(prefix="revisage-plan-")
-        self.name_hashes, targets, unmasked = array("Q"), array("Q"), 0
+        self.name_hashes, targets, parents, unmasked = array("Q"), array("Q"), array("Q"), 0
         for task in inputs.tasks():
             row = [task.name, task.source, task.target, task.mask, task.refused]
             self._file.write(json.dumps(row).encode() + b"\n")
             self.name_hashes.append(name_hash(task.name))
             targets.append(name_hash(self._folded(task.target)))
+            if inputs.videos and (parent := self._face_of(task.target)) is not None:
+                parents.append(name_hash(parent))
             unmasked += task.mask is None
-        self._refuse_collisions(targets)
+        self._refuse_collisions(targets, parents)
         if inputs.mask is not None and unmasked:
             if unmasked == len(self):
                 raise InputError(
@@ -272,15 +282,25 @@ class Plan:
         """The name as a file system sees it that ignores case or normalises Unicode."""
         return unicodedata.normalize("NFC", unicodedata.normalize("NFC", target).casefold())
 
-    def _refuse_collisions(self, targets: Sequence[int]) -> None:
+    @classmethod
+    def _face_of(cls, target: str) -> str | None:
+        """The target, folded, of an input whose faces would have such a name; None where it is not that of a face."""
+        folder, _, file = cls._folded(target).rpartition("/")
+        return folder if folder and FACE_NAME.fullmatch(file) else None
+
+    def _refuse_collisions(self, targets: Sequence[int], parents: Sequence[int]) -> None:
+        """`parents`: targets of the inputs that others are named as the faces of."""
         hashes = np.sort(np.asarray(targets, np.uint64))
         doubled = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
-        if not doubled:
+        owners = set(np.intersect1d(hashes, np.asarray(parents, np.uint64)).tolist())
+        if not doubled and not owners:
             return
         groups: dict[str, list[str]] = {}
         for task in self:
-            folded = self._folded(task.target)
-            if name_hash(folded) in doubled:
+            folded, parent = self._folded(task.target), self._face_of(task.target)
+            if parent is not None and name_hash(parent) in owners:
+                groups.setdefault(parent, []).append(task.source)
+            elif name_hash(folded) in doubled | owners:
                 groups.setdefault(folded, []).append(task.source)
         lines = [f"  {' and '.join(sources)}" for sources in list(groups.values())[:10]]
         more = f"\n  and {len(groups) - 10} more" if len(groups) > 10 else ""

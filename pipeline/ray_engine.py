@@ -90,7 +90,10 @@ class Cluster:
             address = self.settings.address or os.environ.get("RAY_ADDRESS")
             local = {"num_cpus": self._cores(), "include_dashboard": False}
             options: dict[str, Any] = {"address": address} if address else local
-            self.ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            try:
+                self.ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            except Exception as error:  # Ray raises many types, some of them plain
+                raise WorkerError(f"Ray did not start: {error}") from error
 
     def _cores(self) -> int:
         """Cores that a Ray of our own offers: those of this machine, or as many as the workers asked for need."""

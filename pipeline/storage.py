@@ -90,7 +90,7 @@ def list_url(url: str) -> Iterator[tuple[str, str]]:
         raise StorageError(f"{url}: no such object, folder or glob")
     for entry in sorted(found):
         name = str(entry)[len(below) :].lstrip("/")
-        if name and ".." not in name.split("/") and "" not in name.split("/"):
+        if name:
             yield name, f"{root}/{name}"
 
 

@@ -60,9 +60,14 @@ class Track:
             heapq.heappushpop(self._best, entry)
 
     def shots(self) -> list[Shot]:
-        """The shots to use, the best first: those of the best one's size, for only they show the same detail."""
+        """The shots to use, the best first: those of one size, for only they show the same detail. It is the size that
+        has the most quality together, so that one larger shot does not cost the many others."""
         ordered = [shot for *_, shot in sorted(self._best, key=lambda e: (-e[0], -e[1]))]
-        return [s for s in ordered if s.cut.pixels.shape == ordered[0].cut.pixels.shape]
+        worth: dict[int, float] = {}
+        for shot in ordered:
+            worth[len(shot.cut.pixels)] = worth.get(len(shot.cut.pixels), 0.0) + shot.quality
+        size = max(worth, key=lambda n: (worth[n], n))
+        return [shot for shot in ordered if len(shot.cut.pixels) == size]
 
     def expected(self, time_s: float) -> np.ndarray:
         """(4,) edges of the box where the face should be at a time."""

@@ -5,7 +5,7 @@ import os
 import random
 import tempfile
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,21 +19,18 @@ from pipeline.config import load_chain, weight_hashes
 from pipeline.credentials import RECORD_LABEL, read_manifest, unsigned
 from pipeline.images import (
     ImageError,
-    Limits,
     file_sha256,
-    fit_mask,
-    pad_square,
-    read_bytes,
-    read_mask,
-    read_picture,
     sha256,
 )  # fmt: skip
-from pipeline.journal import read_records
+from pipeline.journal import line_of, read_records
 from pipeline.output import OutputError, OutputFolder
 from pipeline.planning import InputSet, Task, name_hash, record_target, target_of
-from pipeline.restorer import FAILURES, Face, Restorer
+from pipeline.restorer import Restorer
 from pipeline.run_record import code_sha256
-from pipeline.worker import Job, Worker, product_paths, render, reproducible
+from pipeline.worker import Job, Worker, product_paths, reproducible
+
+# Times, and what is compared through `reproducible`.
+_NOT_COMPARED = {"seconds", "key", "files_sha256", "output_sha256", "unsigned_sha256"}
 
 
 def _sample(journal: Path, count: int | None) -> Iterator[dict[str, Any]]:
@@ -75,15 +72,13 @@ def _signature_problems(png: bytes, record: dict[str, Any]) -> Iterator[str]:
         yield "its manifest is that of another picture"
 
 
-def _find_input(
-    record: dict[str, Any], roots: Sequence[str], digest_of: Callable[[str], str], problems: list[str]
-) -> str | None:
+def _find_input(record: dict[str, Any], roots: Sequence[str], problems: list[str]) -> str | None:
     """The file of a record's input, if it is still there unchanged; if only another lies there, that is a problem."""
     others = []
     for root in roots:
         path = os.path.join(root, record["input"])
         try:
-            if (digest := digest_of(path)) == record["input_sha256"]:
+            if (digest := file_sha256(path)) == record["input_sha256"]:
                 return path
         except ImageError:
             continue
@@ -111,7 +106,7 @@ def _read_run(path: Path) -> dict[str, Any]:
         wanted = [run[key] for key in ("chain", "request", "marking", "versions", "weights_sha256")]
         if all(isinstance(value, dict) for value in wanted):
             _ = run["device"], run["precision"], run["batch_size"], run["input_roots"], run["marking"]["strip"]
-            _ = [run["request"][key] for key in ("folder", "mask", "max_pixels", "save_priors")]
+            _ = [run["request"][key] for key in ("folder", "mask", "max_pixels", "save_priors")], run["journal_sha256"]
             return run
     except (ValueError, KeyError, TypeError):
         pass
@@ -127,44 +122,28 @@ def _is_whole(record: dict[str, Any]) -> bool:
         and isinstance(record.get("face", 0), int)
         and isinstance(files, dict)
         and files.keys() <= product_paths("", "").keys()
+        and record.get("output_sha256") == files.get("image")
     )
 
 
-def _made_again(record: dict[str, Any], path: str, restorer: Restorer, job: Job, masks: InputSet) -> Iterator[str]:
-    """What differs when the same input is restored again."""
-    square = restorer.limits.accepts_px is not None
-    bare = read_picture(read_bytes(path, restorer.limits), record["input"], Limits(restorer.limits.max_pixels))
-    mask_path = masks.mask_of(record["input"], target_of(record["input"]))
-    mask = (
-        fit_mask(read_mask(read_bytes(mask_path, restorer.limits)), bare.pixels.shape[:2], square)
-        if mask_path
-        else None
-    )
-    face = Face(record["input"], pad_square(bare) if square else bare, record["input_sha256"], mask)
-    result = restorer.run([face], priors=job.save_priors)[0]
-    for kind, made in render(result, restorer, job).items():
-        if sha256(made) != reproducible(record).get(kind):
-            yield f"{record['input']}: made again, {kind} is not the same"
-    if result.status != record["status"]:
-        yield f"{record['input']}: made again, the status is {result.status}, the journal says {record['status']}"
+class _Again:
+    """Inputs made again, by a worker in a temporary folder; the lines of one input stand together in the journal, so
+    that each is made again once."""
 
-
-class _Frames:
-    """Whole frames and videos made again, in a temporary folder; the lines of one input stand together in the journal,
-    so that each is made again once."""
-
-    def __init__(self, restorer: Restorer, job: Job) -> None:
-        self.restorer, self.job = restorer, job
+    def __init__(self, restorer: Restorer, job: Job, masks: InputSet) -> None:
+        self.restorer, self.job, self.masks = restorer, job, masks
         self._made: tuple[str, dict[int | None, dict[str, Any]]] = ("", {})
 
     def differences(self, record: dict[str, Any], path: str) -> Iterator[str]:
         """What differs for one line when its input is made again."""
         name = record["input"]
         if self._made[0] != name:
+            target = target_of(name)
+            task = Task(name, path, target, self.masks.mask_of(name, target))
             with tempfile.TemporaryDirectory(prefix="revisage-verify-") as folder:
-                worker = Worker(self.restorer, replace(self.job, output=folder))
-                outcomes = worker.process([(Task(name, path, target_of(name)), None)])
-                found = [outcome.record for outcome in outcomes if outcome.record is not None]
+                outcomes = Worker(self.restorer, replace(self.job, output=folder)).process([(task, None)])
+                lines = [line_of(outcome.record) for outcome in outcomes if outcome.record is not None]
+            found = [json.loads(line) for line in lines]
             self._made = (name, {made.get("face"): made for made in found})
         label = name if record.get("face") is None else f"{name}, face {record['face']}"
         made = self._made[1].get(record.get("face"))
@@ -175,8 +154,9 @@ class _Frames:
         for kind in sorted(made["files_sha256"].keys() | expected.keys()):
             if made["files_sha256"].get(kind) != expected.get(kind):
                 yield f"{label}: made again, {kind} is not the same"
-        if made["status"] != record["status"] or made.get("faces") != record.get("faces"):
-            yield f"{label}: made again, the status is {made['status']}, the journal says {record['status']}"
+        for key in sorted((made.keys() | record.keys()) - _NOT_COMPARED):
+            if made.get(key) != record.get(key):
+                yield f"{label}: made again, {key} is {made.get(key)}, the journal says {record.get(key)}"
 
 
 def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) -> int:
@@ -205,13 +185,16 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
     job = Job(
         str(output), request["folder"], "", "overwrite", request["save_priors"], config.digest(), weights, boxes, copies
     )
-    frames = _Frames(restorer, job) if config.takes_frames else None
-    masks = InputSet((), output, Path(request["mask"]) if request["mask"] else None)
+    again = _Again(restorer, job, InputSet((), output, Path(request["mask"]) if request["mask"] else None))
     roots, folder = [*inputs, *run["input_roots"]], OutputFolder(output)
     checked = remade = absent = 0
     if run["versions"]["code_sha256"] != code_sha256():
         print("note: the code is not that of the run; what is made again is made with this one")
     problems = [f"weights {n} differ from the run's" for n, h in run["weights_sha256"].items() if weights.get(n) != h]
+    if file_sha256(journal) != run["journal_sha256"]:
+        problems.append("the journal is not the one of run.json: it was changed, or a later run was killed")
+    for problem in problems:
+        print(problem)
     known: array[int] = array("Q")
     for record in _sample(journal, sample):
         checked += 1
@@ -222,18 +205,12 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
         paths = product_paths(job.folder, record_target(record))
         known.extend(name_hash(paths[kind]) for kind in record["files_sha256"])
         found = list(_changed_files(record, job.folder, folder))
-        in_bands = (record.get("notes") or {}).get("in_bands")
-        if record["input_sha256"] and (record["status"] not in FAILURES or in_bands):
-            by_worker = _Frames(restorer, job) if in_bands else frames  # large pictures are made in bands, by a worker
-            digest_of = file_sha256 if by_worker else lambda path: sha256(read_bytes(path, restorer.limits))
-            if (path := _find_input(record, roots, digest_of, found)) is None:
+        if record["input_sha256"]:
+            if (path := _find_input(record, roots, found)) is None:
                 absent += 1
             else:
                 remade += 1
-                found += (
-                    by_worker.differences(record, path) if by_worker
-                    else _made_again(record, path, restorer, job, masks)
-                )  # fmt: skip
+                found += again.differences(record, path)
         for problem in found:
             print(problem)
         problems += found

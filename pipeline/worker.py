@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,14 +33,14 @@ from pipeline.images import (
     to_uint8,
 )  # fmt: skip
 from pipeline.marking import marked
-from pipeline.output import OutputFolder
-from pipeline.planning import Task, face_target
+from pipeline.output import OutputFolder, raise_if_lost
+from pipeline.planning import FACE_NAME, Task, face_target
 from pipeline.provenance import png_text
 from pipeline.restorer import FAILURES, Restorer, Result, failure
 from pipeline.sources.boxes import BoxFile
 from pipeline.sources.frames import faces_of, overall, paste_all
 from pipeline.sources.video import VideoFaces
-from pipeline.storage import open_output
+from pipeline.storage import is_url, open_output
 from stages.base import Detection
 
 # Above these a picture is no thumbnail: it is decoded and run alone, so that no queue ever holds several of them.
@@ -51,7 +50,6 @@ LARGE_FRAME_BYTES, LARGE_FRAME_PIXELS = 1 << 25, 1 << 24
 WAITING_BATCHES = 16  # faces waiting for companions of their size, in batches; then the largest group goes as it is
 IO_THREADS = 2
 FRAMES_AHEAD = 4  # frames and videos in hand for reading: each may be large
-_FACE_NAME = re.compile(r"face_\d{3,}")
 
 OnExists = Literal["skip", "overwrite", "error"]
 
@@ -320,7 +318,8 @@ class Worker:
         from pipeline.large import edit_picture, editor_of
 
         stage = editor_of(self.restorer.chain)
-        if stage is None or task.mask or self.job.marked or self.job.signing or type(self.output) is not OutputFolder:
+        plain = not (task.mask or self.job.marked or self.job.signing or is_url(task.source))
+        if stage is None or not plain or type(self.output) is not OutputFolder:
             return None
         started, digest = time.perf_counter(), file_sha256(task.source)
         key = self.job.key(digest, None)
@@ -347,6 +346,7 @@ class Worker:
                 made[kind] = file_sha256(path)
                 self.output.settle(path, paths[kind])
         except OSError as error:
+            raise_if_lost(error, self.output.path(paths["image"]))
             raise ImageError("failed", f"cannot be written: {error.strerror or error}") from error
         finally:
             for path in files.values():
@@ -558,7 +558,7 @@ class Worker:
             folder = path[: -len(".png")]
             for name in self.output.names(folder):
                 stem, ending = os.path.splitext(name)
-                if _FACE_NAME.fullmatch(stem) and ending in (".png", ".npz") and f"{target}/{stem}" not in kept:
+                if FACE_NAME.fullmatch(stem) and ending in (".png", ".npz") and f"{target}/{stem}" not in kept:
                     self.output.remove(f"{folder}/{name}")
 
     def record_failure(self, task: Task, result: Result) -> Outcome:

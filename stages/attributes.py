@@ -34,19 +34,19 @@ REGIONS: dict[str, tuple[str, ...]] = {
 }
 
 
-def check_attributes(wanted: Mapping[str, float], known: tuple[str, ...] = ATTRIBUTES) -> None:
+def check_attributes(wanted: Mapping[str, float]) -> None:
     """Refuse what cannot be edited.
 
     Raises:
-        ValueError: nothing asked for, an attribute that is none of `known` (the nearest is named), or a strength
+        ValueError: nothing asked for, an attribute that is none of `ATTRIBUTES` (the nearest is named), or a strength
             beyond +-`MAX_STRENGTH`.
     """
     if not wanted:
-        raise ValueError(f"no attribute to change; known: {', '.join(known)}")
+        raise ValueError(f"no attribute to change; known: {', '.join(ATTRIBUTES)}")
     for name, strength in wanted.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1, 0.5)
-            hint = f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(known)}"
+        if name not in ATTRIBUTES:
+            near = difflib.get_close_matches(name, ATTRIBUTES, 1, 0.5)
+            hint = f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(ATTRIBUTES)}"
             raise ValueError(f"unknown attribute {name!r}{hint}")
         if not -MAX_STRENGTH <= strength <= MAX_STRENGTH:  # refuses NaN too
             raise ValueError(f"{name} = {strength}: expected a strength from -{MAX_STRENGTH:g} to +{MAX_STRENGTH:g}")

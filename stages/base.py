@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -67,6 +68,16 @@ class Step(ABC, Generic[ConfigT]):
         """Names of the cards in `weights/` this stage would load, for checks before anything runs."""
         name = getattr(config, "weights", None)
         return (name,) if name else ()
+
+    @classmethod
+    def makes_px(cls, config: StageConfig) -> int | None:
+        """Longer side of the pictures it makes, as far as the options alone tell."""
+        return None
+
+    @classmethod
+    def model_files(cls, config: StageConfig) -> Sequence[Path]:
+        """Files beside the cards that this stage reads a model from; their content decides what it makes."""
+        return ()
 
 
 class Stage(Step[ConfigT]):

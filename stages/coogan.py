@@ -1,6 +1,7 @@
 """Stage `coogan`: change attributes of a face of any size in the memory of a small one."""
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -106,7 +107,12 @@ class CooganEditor:
         self, network: CooganNet, parser: FaceParser, attributes: dict[str, float], patch: int, overlap: int
     ) -> None:
         """Raises `ValueError` for an attribute that the network has not learned."""
-        check_attributes(attributes, network.attributes)
+        check_attributes(attributes)
+        if unlearned := [name for name in attributes if name not in network.attributes]:
+            raise ValueError(
+                f"attributes: the loaded weights have not learned {', '.join(unlearned)}; "
+                f"they know {', '.join(network.attributes)}"
+            )
         self.network, self.parser, self.attributes = network, parser, attributes
         self.patch, self.overlap = patch, overlap
         self.device = next(network.parameters()).device
@@ -149,7 +155,8 @@ class CooganEditor:
         thumb = torch.zeros(3, height, width)
         for top in range(0, source.height, BAND_ROWS):
             bottom = min(source.height, top + BAND_ROWS)
-            thumb += down[:, top:bottom] @ (unit(source.rows(top, bottom)).cpu() @ across.T)
+            # In one memory order, here and in `_change`: the same picture from a file differs in no bit.
+            thumb += down[:, top:bottom] @ (unit(source.rows(top, bottom)).cpu().contiguous() @ across.T)
         scale = np.array([width / source.width, height / source.height])
         return np.ascontiguousarray(thumb.permute(1, 2, 0).numpy()), scale
 
@@ -196,6 +203,7 @@ class CooganEditor:
             return None
         room = (0, -width % PATCH_ALIGN, 0, -height % PATCH_ALIGN)
         padded = F.pad(unit(patch)[None].to(self.device), room, mode="replicate")
+        padded = padded.contiguous(memory_format=torch.channels_last)
         change, _ = self.network.edit_patch(padded, plan.edit, place, plan.wanted)
         return (change[0, :, :height, :width] * region[0]).cpu()
 
@@ -261,6 +269,13 @@ class Coogan(Stage[CooganConfig]):
     def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
         assert isinstance(config, CooganConfig)
         return config.weights, config.parser
+
+    def asking(self, attributes: dict[str, float]) -> "Coogan":
+        """The same stage, with the same networks, for other attributes. Raises `ValueError` as the first."""
+        other, editor = copy(self), self.editor
+        other.config = CooganConfig.model_validate(self.config.model_dump() | {"attributes": attributes})
+        other.editor = CooganEditor(editor.network, editor.parser, attributes, editor.patch, editor.overlap)
+        return other
 
     @torch.inference_mode()
     def __call__(self, batch: FaceBatch) -> FaceBatch:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from pydantic import Field
 
 from landmarks.alignment import canonical_points, invert, similarity, to_canonical, warp
-from landmarks.backends import create, why_unavailable
+from landmarks.backends import create, model_files, why_unavailable
 from landmarks.backends.mtcnn import suppress
 from stages.base import Cut, Detection, Opening, Precision, StageConfig
 
@@ -43,6 +44,11 @@ class DetectConfig(StageConfig):
     box_scale: float = Field(default=1.0, gt=0, le=4)  # side of the crop over the longer side of its box
 
 
+def _back_end(config: DetectConfig) -> str:
+    """Name in `landmarks.backends`; `dlib_cnn` is dlib."""
+    return config.backend.partition("_cnn")[0]
+
+
 class Detect(Opening[DetectConfig]):
     """Finds faces in frames and cuts them out: a similarity crop where five points are known, else a square.
 
@@ -60,8 +66,7 @@ class Detect(Opening[DetectConfig]):
     def __init__(self, config: DetectConfig, device: torch.device, precision: Precision) -> None:
         """Raises `ValueError` where the back end cannot work on this machine."""
         super().__init__(config, device, precision)
-        self._name = config.backend.partition("_cnn")[0]
-        if not self.reads_boxes and (reason := why_unavailable(self._name)):
+        if not self.reads_boxes and (reason := why_unavailable(_back_end(config))):
             raise ValueError(reason)
         self._detector: Any = None  # made on first use: its sessions must not be carried over a fork
         self._lock = threading.Lock()
@@ -70,6 +75,11 @@ class Detect(Opening[DetectConfig]):
     def is_forensic(cls, config: StageConfig) -> bool:
         """Only with boxes from a file: every detector here is learned."""
         return isinstance(config, DetectConfig) and config.backend == "boxes"
+
+    @classmethod
+    def model_files(cls, config: StageConfig) -> Sequence[Path]:
+        assert isinstance(config, DetectConfig)
+        return () if config.backend == "boxes" else model_files(_back_end(config))
 
     @property
     def reads_boxes(self) -> bool:

@@ -52,6 +52,10 @@ class Fuse(Stage[FuseConfig]):
     def __init__(self, config: FuseConfig, device: torch.device, precision: Precision) -> None:
         super().__init__(config, device, precision)
 
+    @classmethod
+    def is_forensic(cls, config: StageConfig) -> bool:
+        return True
+
     @property
     def moments(self) -> int:
         """Thumbnails of one face that are made use of."""

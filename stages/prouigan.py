@@ -10,6 +10,7 @@ from torch import Tensor
 from stages.base import Precision, Stage, StageConfig
 from stages.batch import FaceBatch
 from stages.consistency import agree, average_to, consistency_db
+from stages.networks.layers import smoothed
 from stages.networks.prouigan import INPUT_SIZE, OUTPUT_SIZE, ProUiganNet, ProUiganOutput
 from stages.weights import load_network
 
@@ -61,6 +62,10 @@ class ProUigan(Stage[ProUiganConfig]):
     )
     accepts_px: ClassVar[tuple[int, int]] = (12, 64)
 
+    @classmethod
+    def makes_px(cls, config: StageConfig) -> int | None:
+        return OUTPUT_SIZE
+
     def __init__(self, config: ProUiganConfig, device: torch.device, precision: Precision) -> None:
         super().__init__(config, device, precision)
         network = load_network(config.weights, device, torch.bfloat16 if precision == "bf16" else torch.float32)
@@ -82,7 +87,9 @@ class ProUigan(Stage[ProUiganConfig]):
             image = image + (1 - self.config.fidelity) * out.detail
         # Averaging n x n pixels to 16x16 divided the noise's standard deviation by n / 16.
         slack = out.log_noise.exp() * self.config.noise_slack * max(1.0, observed.shape[-1] / INPUT_SIZE)
-        image = agree(image, observed, visible, torch.where(slack < 0.004 * self.config.noise_slack, 0.0, slack))
+        # Below a grey level, and where less than 16 px were enlarged, which looks like noise: none.
+        least = 0.004 * self.config.noise_slack if observed.shape[-1] >= INPUT_SIZE else float("inf")
+        image = agree(image, observed, visible, torch.where(slack < least, 0.0, slack))
         image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
         error = out.log_scale.clamp(-7, 1).exp()
         doubt = error / (error + HALF_INVENTED)
@@ -103,8 +110,8 @@ class ProUigan(Stage[ProUiganConfig]):
 
     @staticmethod
     def _occlusion(out: ProUiganOutput, given: Tensor | None) -> Tensor:
-        """(B, 1, 128, 128): the given mask, or the last step's estimate."""
-        mask = torch.sigmoid(out.mask_logits[-1].float()) if given is None else given.float()
+        """(B, 1, 128, 128): the given mask, or the last step's estimate, without its pattern of single pixels."""
+        mask = smoothed(torch.sigmoid(out.mask_logits[-1].float())) if given is None else given.float()
         return F.interpolate(mask, size=(OUTPUT_SIZE, OUTPUT_SIZE), mode="bilinear", align_corners=False).clamp(0, 1)
 
 

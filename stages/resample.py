@@ -107,6 +107,11 @@ class Resample(Resizing[ResampleConfig]):
 
     Config = ResampleConfig
 
+    @classmethod
+    def makes_px(cls, config: StageConfig) -> int | None:
+        assert isinstance(config, ResampleConfig)
+        return config.size
+
     @property
     def method(self) -> str:
         return self.config.method

@@ -1,16 +1,19 @@
 """Stage `upscale`: a canonical face of some 128 px becomes one of 512 or 768, and still averages to what it was."""
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from stages.base import Precision, Stage, StageConfig
 from stages.batch import FaceBatch
 from stages.consistency import agree
-from stages.foreign_upscalers import ForeignUpscaler, load_foreign
+from stages.foreign_upscalers import REALESRGAN, ForeignUpscaler, foreign_files, load_foreign
 from stages.networks.upscaler import ALIGN, SCALES, Upscaler
 from stages.prouigan import HALF_INVENTED, luma
 from stages.resample import carried, resample
@@ -24,11 +27,22 @@ class UpscaleConfig(StageConfig):
     """Options of `upscale`."""
 
     weights: str = "upscale_768"  # name of a card in weights/
-    # A checkpoint file for spandrel, or "realesrgan": takes the place of `weights`.
+    # A checkpoint file for spandrel, relative to the YAML, or "realesrgan": takes the place of `weights`.
     model: str | None = Field(default=None, min_length=1)
     size: int = Field(default=768, ge=64, le=8192)  # px, side of the output; 512 and 768 cost no resampling from 128
     fidelity: float = Field(default=0.5, ge=0, le=1)  # 1: distortion-optimal; 0: sharpest; without effect on a `model`
     tile: int = Field(default=192, ge=96, le=1024, multiple_of=ALIGN)  # input px; bounds the memory of the network
+
+    @field_validator("model")
+    @classmethod
+    def _beside(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """The path taken from the YAML's folder, which comes as `folder` of the context; without it, from here."""
+        if value is None or value == REALESRGAN:
+            return value
+        path = os.path.abspath(Path((info.context or {}).get("folder", "")) / value)
+        if not os.path.isfile(path):
+            raise ValueError(f'{path}: no such checkpoint; expected a file, relative to the YAML, or "{REALESRGAN}"')
+        return path
 
 
 class Upscale(Stage[UpscaleConfig]):
@@ -36,7 +50,8 @@ class Upscale(Stage[UpscaleConfig]):
 
     Reads and writes `image`: (B, 3, n, n) RGB in [0, 1] -> (B, 3, size, size), n < size <= 6 n. Area-averaged to n, the
     result equals what came in. Writes `uncertainty` as well: what the stage added to a bicubic enlargement is invented.
-    Landmarks and maps are brought along. Larger pictures are worked on in tiles, one face at a time.
+    Landmarks and maps are brought along. Larger pictures are worked on in tiles, one face at a time; a `model` made for
+    faces (GFPGAN, CodeFormer, RestoreFormer) sees each whole, in its own frame of 512 px.
     Method: a residual network at the input's size with sub-pixel convolution (Shi et al., CVPR 2016), written for bf16
     on a CPU, with a detail branch against a critic; `model` takes any network that spandrel reads instead.
     """
@@ -48,6 +63,11 @@ class Upscale(Stage[UpscaleConfig]):
     training: ClassVar[str] = "configs/train/upscale.yaml"
     one_by_one: ClassVar[bool] = True
     accepts_px: ClassVar[tuple[int, int] | None] = (64, 2048)
+
+    @classmethod
+    def makes_px(cls, config: StageConfig) -> int | None:
+        assert isinstance(config, UpscaleConfig)
+        return config.size
 
     def __init__(self, config: UpscaleConfig, device: torch.device, precision: Precision) -> None:
         super().__init__(config, device, precision)
@@ -65,6 +85,11 @@ class Upscale(Stage[UpscaleConfig]):
     def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
         assert isinstance(config, UpscaleConfig)
         return () if config.model else (config.weights,)
+
+    @classmethod
+    def model_files(cls, config: StageConfig) -> Sequence[Path]:
+        assert isinstance(config, UpscaleConfig)
+        return foreign_files(config.model) if config.model else ()
 
     @torch.inference_mode()
     def __call__(self, batch: FaceBatch) -> FaceBatch:
@@ -89,16 +114,25 @@ class Upscale(Stage[UpscaleConfig]):
         """(1, 3, n, n) -> the picture (1, 3, size, size) in [0, 1], and (1, 1, size, size) how invented it is."""
         side, size = face.shape[-1], self.config.size
         scale = min(s for s in SCALES if s * side >= size)
-        room = -side % ALIGN
-        padded = F.pad(face, (0, room, 0, room), mode="reflect")
-        image = torch.empty(1, 3, scale * side, scale * side, device=face.device)
-        for top, rows in tiled(padded, scale, self.config.tile, OVERLAP_PX, MARGIN_PX, lambda t: self._tile(t, scale)):
-            image[..., top : top + rows.shape[-2], :] = rows[..., : scale * side - top, : scale * side]
+        if self.foreign is not None and self.foreign.face_model:
+            image = self._tile(face, scale)  # a tile is no face
+        else:
+            image = self._tiled(face, scale)
         if scale * side != size:
             image = agree(resample(image.clamp(0, 1), (size, size), "lanczos"), face, torch.ones_like(face[:, :1]))
         plain = F.interpolate(face, size=(size, size), mode="bicubic", align_corners=False)
         added = F.avg_pool2d((image - plain).abs().mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
         return image.clamp(0, 1), added / (added + HALF_INVENTED)
+
+    def _tiled(self, face: Tensor, scale: int) -> Tensor:
+        """(1, 3, n, n) -> (1, 3, scale * n, scale * n), in tiles."""
+        side = face.shape[-1]
+        room = -side % ALIGN
+        padded = F.pad(face, (0, room, 0, room), mode="reflect")
+        image = torch.empty(1, 3, scale * side, scale * side, device=face.device)
+        for top, rows in tiled(padded, scale, self.config.tile, OVERLAP_PX, MARGIN_PX, lambda t: self._tile(t, scale)):
+            image[..., top : top + rows.shape[-2], :] = rows[..., : scale * side - top, : scale * side]
+        return image
 
     def _tile(self, piece: Tensor, scale: int) -> Tensor:
         """One tile at `scale` times its size, whose area average equals it."""

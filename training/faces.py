@@ -5,9 +5,8 @@ frame with a margin of 20 px all round, so that a training sample can be shifted
 of picture.
 """
 
-import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,15 +18,10 @@ from PIL import Image, ImageOps
 
 from landmarks.alignment import apply, canonical_points, similarity, warp
 from landmarks.scheme import POINT_COUNT, five_points
+from training.config import TrainingError
+from training.sources import check_sources, content_id, held_out, pictures_of, record_sources
 
 PACK_SIZE, MARGIN = 168, 20  # px; 20 covers 3 px of shift, 8 % of scale and 8 degrees of roll at the corners
-PICTURE_ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-VALIDATION_LIST = Path(__file__).with_name("validation_ids.txt")
-
-
-def content_id(data: bytes) -> str:
-    """Name of a picture that has none: the first 16 hex digits of its SHA-256."""
-    return hashlib.sha256(data).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -40,7 +34,7 @@ class Pack:
         corners: (N, 4, 2) float32, the source picture's corners in packed pixels: outside, the content is reflected.
         descriptor: (N, 128) float32 identity descriptor of the original; NaN where unknown.
         ids, groups, sets: (N,) strings; `groups` is the person where known, else the id: what a split must not cut.
-        validation: (N,) bool, True for the fixed part never trained on.
+        validation: (N,) bool, True for the fixed part never trained on (`training.sources.held_out`).
     """
 
     images: np.ndarray
@@ -104,11 +98,21 @@ def _cut(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
 
 
 def parquet_rows(path: Path) -> Iterator[dict]:
-    """Rows of one Parquet file with at least `id` and `image`; `landmarks`, `descriptor`, `identity` where present."""
+    """Rows of one Parquet file with at least `id` and `image`; `landmarks`, `descriptor`, `identity` where present.
+
+    Raises:
+        TrainingError: it is no Parquet file, or has no such columns.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(path)
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise TrainingError(f"training data: {path}: neither a folder nor a Parquet file: {error}") from error
     wanted = [c for c in ("id", "image", "landmarks", "descriptor", "identity") if c in file.schema_arrow.names]
+    if wanted[:2] != ["id", "image"]:
+        raise TrainingError(f"training data: {path}: needs the columns id and image; has {file.schema_arrow.names}")
     for batch in file.iter_batches(batch_size=256, columns=wanted):
         for row in batch.to_pylist():
             yield {"landmarks": None, "descriptor": None, "identity": None, "set": path.stem} | row
@@ -119,7 +123,7 @@ def folder_rows(folder: Path) -> Iterator[dict]:
     from landmarks.backends import create
 
     backend = create("dlib")
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in PICTURE_ENDINGS):
+    for path in pictures_of(folder):
         data = path.read_bytes()
         try:
             picture = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
@@ -137,16 +141,20 @@ def folder_rows(folder: Path) -> Iterator[dict]:
         }
 
 
-def build_pack(sources: Iterable[Path], folder: Path, workers: int = 2) -> Pack:
+def build_pack(sources: Sequence[Path], folder: Path, workers: int = 2, more: bool = False) -> Pack:
     """Cut every face of `sources` (Parquet files or folders) into `folder`; reuse the pack if it is already there.
+
+    With `more`, a pack that is there may hold further sets.
 
     Raises:
         FileNotFoundError: a source does not exist.
+        TrainingError: a source holds no face, or the pack was made from other data.
     """
     if (folder / "index.npz").exists():
-        return Pack.open(folder)
+        pack = Pack.open(folder)
+        check_sources(folder, pack.sets, dict.fromkeys(sources), more)
+        return pack
     folder.mkdir(parents=True, exist_ok=True)
-    listed = frozenset(VALIDATION_LIST.read_text().split())
     cut: list[np.ndarray] = []
     columns: dict[str, list] = {k: [] for k in ("landmarks", "corners", "descriptor", "ids", "groups", "sets")}
     cv2.setNumThreads(1)
@@ -154,7 +162,7 @@ def build_pack(sources: Iterable[Path], folder: Path, workers: int = 2) -> Pack:
         for source in sources:
             if not source.exists():
                 raise FileNotFoundError(f"training data: {source} does not exist")
-            rows = list(folder_rows(source) if source.is_dir() else parquet_rows(source))
+            rows, before = list(folder_rows(source) if source.is_dir() else parquet_rows(source)), len(cut)
             for row, made in zip(rows, pool.map(_cut, rows, chunksize=64), strict=True):
                 if made is None:
                     continue
@@ -166,13 +174,17 @@ def build_pack(sources: Iterable[Path], folder: Path, workers: int = 2) -> Pack:
                 columns["ids"].append(str(row["id"]))
                 columns["groups"].append(str(row["identity"] or row["id"]))
                 columns["sets"].append(row["set"])
+            if len(cut) == before:
+                raise TrainingError(f"training data: {source} holds no picture that can be read")
     images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(cut), PACK_SIZE, PACK_SIZE, 3))
     for i, picture in enumerate(cut):
         images[i] = picture
     images.flush()
     floats = {k: np.asarray(columns.pop(k), np.float32) for k in ("landmarks", "corners", "descriptor")}
     strings = {k: np.asarray(v, dtype=str) for k, v in columns.items()}
-    validation = np.array([g in listed for g in strings["groups"]], dtype=bool)
+    validation = held_out(strings["groups"], strings["sets"])
     columns_of_arrays: dict[str, Any] = {**floats, **strings, "validation": validation}
-    np.savez(folder / "index.npz", **columns_of_arrays)
+    np.savez(folder / "index.part.npz", **columns_of_arrays)
+    record_sources(folder, dict.fromkeys(sources))
+    (folder / "index.part.npz").replace(folder / "index.npz")  # last: it marks the pack as complete
     return Pack.open(folder)

@@ -30,7 +30,8 @@ from stages.consistency import average_to
 from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
 from stages.weights import load_network
 from training.attribute_labels import labels_of_row
-from training.faces import VALIDATION_LIST
+from training.config import TrainingError, resolve_paths
+from training.sources import VALIDATION_LIST, check_sources, record_sources
 
 SIDE_STEP = 48  # px; sides divide by 4 and by 6 into sides that the upscaler takes
 MAX_VALIDATION = 32  # faces kept of each set for measuring: a pack is for training
@@ -153,7 +154,7 @@ def restored_faces(frames: Sequence[np.ndarray], card: str, precision: Precision
     """(N, 128, 128, 3) uint8: each canonical frame averaged to 16 px and restored at fidelity 0."""
     network = load_network(card, torch.device("cpu"), torch.bfloat16 if precision == "bf16" else torch.float32)
     if not isinstance(network, ProUiganNet):
-        raise TypeError(f"{card} holds a {type(network).__name__}, not a restorer")
+        raise TrainingError(f"{card} holds a {type(network).__name__}, not a restorer")
     made = []
     for frame in frames:
         image = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float() / 255
@@ -169,9 +170,13 @@ def build_hr_pack(config: PackConfig) -> Path:
 
     Raises:
         FileNotFoundError: a source does not exist.
+        TrainingError: a source holds no face that is large enough, or the pack was made from other data.
     """
-    folder = config.pack
+    folder, way = config.pack, [config.margin, config.quality, config.restored_by]
+    sources = {s.data: [s.side, s.count, *way] for s in config.sets}
     if (folder / "index.npz").exists():
+        with np.load(folder / "index.npz", allow_pickle=False) as there:
+            check_sources(folder, there["sets"], sources)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     listed = frozenset(VALIDATION_LIST.read_text().split())
@@ -181,7 +186,7 @@ def build_hr_pack(config: PackConfig) -> Path:
         for source in config.sets:
             if not source.data.exists():
                 raise FileNotFoundError(f"training data: {source.data} does not exist")
-            chosen = _chosen(source.data, listed, source.count)
+            chosen, before = _chosen(source.data, listed, source.count), len(columns["ids"])
             for row in _rows(source.data):
                 if str(row["id"]) not in chosen or row["landmarks"] is None:
                     continue
@@ -195,6 +200,8 @@ def build_hr_pack(config: PackConfig) -> Path:
                 columns["labels"].append(labels_of_row(row, source.data.stem))
                 columns["ids"].append(str(row["id"]))
                 columns["sets"].append(source.data.stem)
+            if len(columns["ids"]) == before:
+                raise TrainingError(f"training data: {source.data} holds no face with landmarks of {SIDE_STEP} px")
     ids = np.asarray(columns["ids"], dtype=str)
     index: dict[str, Any] = {
         "length": np.asarray(columns["length"], np.int64),
@@ -228,7 +235,9 @@ def build_hr_pack(config: PackConfig) -> Path:
             encoded.append(data.size)
     (folder / "restored.part").replace(folder / "restored.bin")
     index["restored_length"] = np.asarray(encoded, np.int64)
-    np.savez(folder / "index.npz", **index)
+    np.savez(folder / "index.part.npz", **index)
+    record_sources(folder, sources)
+    (folder / "index.part.npz").replace(folder / "index.npz")  # last: it marks the pack as complete
     return folder
 
 
@@ -242,11 +251,12 @@ def open_hr_pack(folder: Path) -> HrPack:
     """Open a pack; the first time it is unpacked into `pixels.raw` beside it.
 
     Raises:
-        ValueError: it was made with another list of attributes.
+        TrainingError: it was made with another list of attributes.
     """
     index = dict(np.load(folder / "index.npz", allow_pickle=False))
     if tuple(index["attributes"]) != ATTRIBUTES:
-        raise ValueError(f"{folder}: made for the attributes {', '.join(index['attributes'])}; remove it, make it anew")
+        made_for = ", ".join(index["attributes"])
+        raise TrainingError(f"{folder}: made for the attributes {made_for}; remove it, make it anew")
     sides = index["sides"]
     stored = sides + 2 * np.round(sides * float(index["margin"])).astype(np.int64)
     sizes = 3 * stored * stored
@@ -279,8 +289,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("-c", "--config", type=Path, required=True, help="training YAML with a `faces` section")
     args = parser.parse_args(arguments)
-    from training.config import resolve_paths
-
     raw = resolve_paths(yaml.safe_load(args.config.read_text(encoding="utf-8")), args.config.resolve().parent)
     config = PackConfig.model_validate(raw["faces"])
     folder = build_hr_pack(config)

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from stages.weights import load_network
 from training import parallel
+from training.config import TrainingError
 from training.optimiser import build_optimiser
 
 TeacherT = TypeVar("TeacherT", bound=nn.Module)
@@ -62,12 +63,12 @@ class LoopConfig(BaseModel):
         """The frozen network of card `name`, on the device and in the precision of the run.
 
         Raises:
-            TypeError: the card holds another network than a `kind`. WeightsError: as `load_network`.
+            TrainingError: the card holds another network than a `kind`. WeightsError: as `load_network`.
         """
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
         network = load_network(name, self.resolved_device(), dtype)
         if not isinstance(network, kind):
-            raise TypeError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
+            raise TrainingError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
         return network
 
 
@@ -81,6 +82,10 @@ class Task(ABC):
 
     network: nn.Module
     others: dict[str, nn.Module]
+
+    def trained_sets(self) -> np.ndarray:
+        """The set of each face that is trained on: (N,) strings. Their counts go into the record, and onto the card."""
+        return np.zeros(0, str)
 
     @abstractmethod
     def sample(self, index: int) -> dict[str, np.ndarray]:
@@ -141,10 +146,19 @@ def _write_grid(path: Path, picture: np.ndarray) -> None:
 
 def train(build: Callable[[], Task], config: LoopConfig, record: dict[str, Any], resume: bool = False) -> nn.Module:
     """`fit` what `build` makes, together with the other processes where torchrun started several."""
+    _checkpoint(config, resume)  # before faces are packed for nothing
     with parallel.joined():
         with parallel.first_alone():  # it packs the faces and labels them
             task = build()
         return fit(task, config, record, resume)
+
+
+def _checkpoint(config: LoopConfig, resume: bool) -> Path:
+    """Where the run's checkpoint is, or will be. Raises `FileExistsError`: it is there, and `resume` is False."""
+    path = config.run / "checkpoint.pt"
+    if path.exists() and not resume:
+        raise FileExistsError(f"{path} exists; go on with --resume, or name another run folder")
+    return path
 
 
 def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = False) -> nn.Module:
@@ -156,17 +170,15 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
 
     Raises:
         FileExistsError: the run folder holds a checkpoint and `resume` is False.
-        ValueError: the batch does not divide by the number of processes (training.parallel).
+        TrainingError: the batch does not divide by the number of processes (training.parallel).
     """
     from torch.utils.tensorboard import SummaryWriter
 
     if config.batch_size % parallel.world():
-        raise ValueError(f"batch_size = {config.batch_size}: must divide by the {parallel.world()} processes")
+        raise TrainingError(f"batch_size = {config.batch_size}: must divide by the {parallel.world()} processes")
     device, first = config.resolved_device(), parallel.rank() == 0
+    checkpoint = _checkpoint(config, resume)
     config.run.mkdir(parents=True, exist_ok=True)
-    checkpoint = config.run / "checkpoint.pt"
-    if checkpoint.exists() and not resume:
-        raise FileExistsError(f"{checkpoint} exists; go on with --resume, or name another run folder")
     torch.manual_seed(config.seed)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     network = task.network.to(device).to(memory_format=layout)
@@ -187,6 +199,8 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         ema, step, seconds = state["ema"], state["step"], state.get("seconds", 0.0)
         torch.set_rng_state(state["rng"].cpu())
     if first:
+        sets, counts = np.unique(task.trained_sets(), return_counts=True)
+        record = record | {"counts": dict(zip(sets.tolist(), counts.tolist(), strict=True))}
         (config.run / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
     loader = DataLoader(
         _Samples(task.sample, step * config.batch_size, config.steps * config.batch_size),

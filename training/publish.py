@@ -68,6 +68,7 @@ LIMITS = {
 
 
 OWN_PATHS = ("data", "covered_data", "pack", "covered_pack", "faces", "start_run")  # of this machine: not for a card
+SPLIT = "training/validation_ids.txt held out by id, lfw by identity"
 
 
 def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: list[str] | None = None) -> Path:
@@ -93,16 +94,19 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
     sources = sources if isinstance(sources, list) else [sources]
     sources = [*sources, *(s["data"] for s in config.get("faces", {}).get("sets", []))]
     names = [Path(p).stem for p in [*sources, *config.get("covered_data", [])]]
+    counts = {"counts": config["counts"]} if "counts" in config else {}  # runs of long ago kept none
+    hashed = counts and "faces" not in config and not SETS.keys() >= set(names)
     card = {
         "architecture": architecture,
         "arguments": arguments,
         "input": INPUTS[architecture],
         "data": {
             "sets": {n: SETS.get(n, "user's own") for n in names},
-            "split": "training/validation_ids.txt held out by id, lfw by identity",
-        },
+            "split": SPLIT + ("; of the user's own sets one person in 20, by hash" if hashed else ""),
+        }
+        | counts,
         "recipe": {
-            "config": {k: v for k, v in config.items() if k not in OWN_PATHS}
+            "config": {k: v for k, v in config.items() if k not in (*OWN_PATHS, "counts")}
             | {"loop": {k: v for k, v in config["loop"].items() if k != "run"}},
             "commit": commit,
             "seed": config["loop"]["seed"],

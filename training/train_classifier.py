@@ -7,7 +7,7 @@ The classifiers of evaluation (`expression`, `attributes`) and the one that trai
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from stages.networks.classifier import AGE_SPREAD, TraitNet
 from stages.networks.face_parser import FaceParser
 from stages.trait_labels import GLASSES, age_band, read_columns, traits_of
-from training.config import load_training
+from training.config import TrainingError, arguments_of, load_training
 from training.faces import MARGIN, Pack, build_pack, varied_face
 from training.loop import LoopConfig, Task, rng_of, train
 from training.parsing_labels import parsing_labels
@@ -37,7 +37,7 @@ class ClassifierTraining(BaseModel):
     task: str
     data: list[Path]
     pack: Path
-    network: dict[str, Any]  # arguments of TraitNet
+    network: Annotated[dict[str, Any], arguments_of(TraitNet)]
     parser: str | None = None  # weights card: labels eyeglasses where no mask does
     head_share: dict[str, float] = Field(default_factory=dict)  # of the samples, relative; 1 for a head not named
     balance: float = Field(default=0.5, ge=0, le=1)  # answers are drawn by count ** this: 0 all alike, 1 as they come
@@ -97,9 +97,13 @@ class ClassifierTask(Task):
         self.bins = {name: self._bins(name) for name in self.model.traits}
         empty = [name for name, bins in self.bins.items() if len(bins) < 2]
         if empty:
-            raise ValueError(f"no faces with at least two different labels for: {', '.join(empty)}")
+            raise TrainingError(f"no faces with at least two different labels for: {', '.join(empty)}")
         shares = np.array([config.head_share.get(name, 1.0) for name in self.model.traits])
         self.head_share = np.cumsum(shares / shares.sum())
+
+    def trained_sets(self) -> np.ndarray:
+        members = [rows for bins in self.bins.values() for _, rows in bins]
+        return self.pack.sets[np.unique(np.concatenate(members))]
 
     def _bins(self, trait: str) -> list[tuple[float, np.ndarray]]:
         """The training faces of each answer (years: of each age band), with the cumulative share of the answers."""
@@ -144,6 +148,8 @@ class ClassifierTask(Task):
         """On held-out faces, human labels only: accuracy and AUC of flags and classes, mean error of years."""
         of_set = [np.flatnonzero(self.pack.validation & (self.pack.sets == s)) for s in np.unique(self.pack.sets)]
         held = np.concatenate([rows[: self.config.validation_faces] for rows in of_set])
+        if not len(held):
+            return {}
         device = next(network.parameters()).device
         found: dict[str, list[np.ndarray]] = {name: [] for name in self.model.traits}
         for start in range(0, len(held), 64):
@@ -174,6 +180,6 @@ class ClassifierTask(Task):
 
 
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
-    """Train as the YAML says; `dry_run` does two steps and keeps nothing but the run folder."""
+    """Train as the YAML says; `dry_run` does two steps and keeps nothing but packs."""
     config, record = load_training(ClassifierTraining, config_path, dry_run)
     return train(lambda: ClassifierTask(config), config.loop, record, resume)

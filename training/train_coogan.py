@@ -8,7 +8,7 @@ that patterns which fool it do not pay. What is judged is what the stage would g
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -27,7 +27,7 @@ from stages.networks.identity import IdentityNet
 from stages.prouigan import luma
 from stages.weights import read_card
 from training.attribute_labels import label_of_answer
-from training.config import load_training
+from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import PatchCritic, matching_loss
 from training.edit_samples import (
     EditFaces,
@@ -70,7 +70,7 @@ class CooganTraining(BaseModel):
     data: list[Path] = Field(default_factory=list)  # sources of the restorer's pack, for phase `whole`
     pack: Path | None = None  # that pack
     small_faces: int = Field(default=2500, gt=0)  # of each of its sets, at most
-    network: dict[str, Any]  # arguments of CooganNet; its attributes are those trained
+    network: Annotated[dict[str, Any], arguments_of(CooganNet)]  # its attributes are those trained
     parser: str = "face_parser"  # cards of frozen networks
     identity: str | None = None
     teacher: str | None = None  # a classifier that fills in labels and judges edits; never the one of evaluation
@@ -160,7 +160,7 @@ class CooganTask(Task):
         usable = ~self.faces.validation & (self.faces.sides >= (LARGE_PX if self.local else 0))
         factor = np.array([config.set_factor.get(str(s), 1.0) for s in self.faces.sets]) * usable
         if not factor.any():
-            raise ValueError("no face to train on: every one is held out, too small, or of a set with factor 0")
+            raise TrainingError("no face to train on: every one is held out, too small, or of a set with factor 0")
         self.members = np.flatnonzero(factor)
         self.shares = np.cumsum(factor[self.members]) / factor.sum()
         self.pairs = self._find_pairs(usable)
@@ -171,12 +171,16 @@ class CooganTask(Task):
 
     # ---- faces
 
+    def trained_sets(self) -> np.ndarray:
+        paired = [face for pair in self.pairs for face in pair]
+        return self.faces.sets[np.unique([*self.members.tolist(), *paired])]
+
     def _open_faces(self) -> EditFaces:
         config = self.config
         large: HrPack = open_hr_pack(build_hr_pack(config.faces))
         packs, maps = [large], [class_maps(large, config.faces.pack / "classes.npy", self.parser)]
         if config.pack is not None and not self.local:
-            pack = build_pack(config.data, config.pack)
+            pack = build_pack(config.data, config.pack, more=True)
             parsing = parsing_labels(pack, config.pack, self.parser)
             small, small_maps = small_faces(pack, parsing, config.data, config.small_faces)
             packs.append(small)
@@ -585,6 +589,6 @@ def _coordinates(place: Tensor) -> Tensor:
 
 
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
-    """Train as the YAML says; `dry_run` does two steps and keeps nothing but the run folder."""
+    """Train as the YAML says; `dry_run` does two steps and keeps nothing but packs."""
     config, record = load_training(CooganTraining, config_path, dry_run)
     return train(lambda: CooganTask(config), config.loop, record, resume)

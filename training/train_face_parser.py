@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from landmarks.alignment import canonical_points, similarity
 from landmarks.scheme import five_points
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
-from training.config import load_training
-from training.faces import VALIDATION_LIST
+from training.config import arguments_of, load_training
 from training.loop import LoopConfig, Task, rng_of, train
 from training.parsing_labels import MIRRORED
+from training.sources import held_out
 
 # Colours of the sample grid, one per class.
 PALETTE = np.random.default_rng(7).integers(40, 255, (len(PARSING_CLASSES), 3), dtype=np.uint8)
@@ -32,7 +32,7 @@ class FaceParserTraining(BaseModel):
 
     task: str
     data: Path  # Parquet with image, landmarks and mask columns
-    network: dict[str, Any] = Field(default_factory=dict)
+    network: Annotated[dict[str, Any], arguments_of(FaceParser)] = Field(default_factory=dict)
     frame: int = 128  # px
     loop: LoopConfig
 
@@ -41,8 +41,7 @@ def read_faces(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     """Pictures (N, 256, 256, 3), class maps (N, 256, 256), validation flags (N,), ids (N,); frame of 204.8 px."""
     import pyarrow.parquet as pq
 
-    listed = frozenset(VALIDATION_LIST.read_text().split())
-    pictures, maps, validation, ids = [], [], [], []
+    pictures, maps, ids = [], [], []
     frame = STORE / 1.25
     for row in pq.read_table(path, columns=["id", "image", "landmarks", "mask"]).to_pylist():
         points = np.asarray(row["landmarks"], np.float64).reshape(68, 2)
@@ -58,9 +57,8 @@ def read_faces(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
         maps.append(
             cv2.warpAffine(classes, matrix, (STORE, STORE), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
         )
-        validation.append(str(row["id"]) in listed)
         ids.append(str(row["id"]))
-    return np.stack(pictures), np.stack(maps), np.array(validation), np.array(ids)
+    return np.stack(pictures), np.stack(maps), held_out(np.array(ids), np.full(len(ids), path.stem)), np.array(ids)
 
 
 class FaceParserTask(Task):
@@ -75,6 +73,9 @@ class FaceParserTask(Task):
         counts = np.bincount(self.maps[self.train].ravel(), minlength=len(PARSING_CLASSES))
         share = np.maximum(counts / counts.sum(), 1e-4)
         self.weights = torch.tensor((share**-0.25) / (share**-0.25).mean(), dtype=torch.float32)
+
+    def trained_sets(self) -> np.ndarray:
+        return np.full(len(self.train), self.config.data.stem)
 
     def _cut(self, index: int, scale: float, angle_deg: float, shift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = self.config.frame
@@ -126,6 +127,8 @@ class FaceParserTask(Task):
         return np.concatenate([network(part.to(device)).argmax(1).cpu().numpy() for part in images.split(16)])
 
     def validate(self, network: nn.Module) -> dict[str, float]:
+        if not len(self.held):
+            return {}
         images, truth = self._held_out()
         found = self._predict(network, images)
         scores = {}
@@ -135,7 +138,9 @@ class FaceParserTask(Task):
                 scores[f"iou_{name}"] = float(((found == number) & (truth == number)).sum() / union)
         return {"miou": float(np.mean(list(scores.values()))), "accuracy": float((found == truth).mean())} | scores
 
-    def grid(self, network: nn.Module) -> np.ndarray:
+    def grid(self, network: nn.Module) -> np.ndarray | None:
+        if not len(self.held):
+            return None
         images, truth = self._held_out()
         images, truth = images[:12], truth[:12]
         found = self._predict(network, images)
@@ -145,6 +150,6 @@ class FaceParserTask(Task):
 
 
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
-    """Train as the YAML says; `dry_run` does two steps and keeps nothing but the run folder."""
+    """Train as the YAML says; `dry_run` does two steps and keeps nothing but packs."""
     config, record = load_training(FaceParserTraining, config_path, dry_run)
     return train(lambda: FaceParserTask(config), config.loop, record, resume)

@@ -5,7 +5,7 @@ loss; numbers of recognition that count come from an embedder that had no part i
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from stages.networks.identity import IdentityNet
-from training.config import load_training
+from training.config import TrainingError, arguments_of, load_training
 from training.faces import MARGIN, build_pack, varied_face
 from training.loop import LoopConfig, Task, rng_of, train
 
@@ -27,7 +27,7 @@ class IdentityTraining(BaseModel):
     task: str
     data: list[Path]
     pack: Path
-    network: dict[str, Any] = Field(default_factory=dict)
+    network: Annotated[dict[str, Any], arguments_of(IdentityNet)] = Field(default_factory=dict)
     blur_share: float = Field(default=0.5, ge=0, le=1)  # samples shown at lower resolution
     loop: LoopConfig
 
@@ -43,11 +43,16 @@ class IdentityTask(Task):
         known = np.isfinite(self.pack.descriptor[:, 0])
         self.train = np.flatnonzero(known & ~self.pack.validation)
         self.held = np.flatnonzero(known & self.pack.validation)
+        if not len(self.train):
+            raise TrainingError("no face to train on: none of a Parquet file that has the column descriptor")
         self.mean = self.pack.descriptor[self.train].mean(0)
         self.scale = float(self.pack.descriptor[self.train].std())
 
     def _frame(self, index: int) -> np.ndarray:
         return self.pack.images[index][MARGIN:-MARGIN, MARGIN:-MARGIN]
+
+    def trained_sets(self) -> np.ndarray:
+        return self.pack.sets[self.train]
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
         rng = rng_of(self.config.loop.seed, index)
@@ -78,6 +83,6 @@ class IdentityTask(Task):
 
 
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
-    """Train as the YAML says; `dry_run` does two steps and keeps nothing but the run folder."""
+    """Train as the YAML says; `dry_run` does two steps and keeps nothing but packs."""
     config, record = load_training(IdentityTraining, config_path, dry_run)
     return train(lambda: IdentityTask(config), config.loop, record, resume)

@@ -1,11 +1,12 @@
-"""Train the restorer: `train -c configs/train/prouigan.yaml` (trunk) and `configs/train/prouigan_detail.yaml` (detail).
+"""Train the restorer: `train -c configs/train/prouigan.yaml`, then `prouigan_detail.yaml` and `prouigan_face.yaml`.
 
-Two phases. `trunk` trains everything but the detail branch for the distortion-optimal face, its geometry, mask and
-uncertainty. `detail` freezes the trunk and trains the branch that `fidelity` 0 adds, against discriminators.
+Three phases. `trunk` trains everything but the detail branch for the distortion-optimal face, its geometry, mask and
+uncertainty. `detail` freezes the trunk and trains the branch that `fidelity` 0 adds, against discriminators. `face`
+trains nothing but the head that refuses what is no face.
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -22,14 +23,18 @@ from stages.networks.face_parser import FaceParser
 from stages.networks.identity import IdentityNet
 from stages.networks.prouigan import ProUiganNet, ProUiganOutput
 from stages.prouigan import visible_share
-from stages.weights import load_network
+from stages.weights import load_network, read_card
 from training import losses
-from training.config import load_training
+from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import FaceDiscriminator
-from training.faces import MARGIN, PACK_SIZE, build_pack
+from training.faces import MARGIN, build_pack
 from training.loop import LoopConfig, Task, rng_of, train
+from training.no_face import no_face
 from training.parsing_labels import MIRRORED, parsing_labels
 
+FACE_WORTH = 3.0  # a face that is refused costs as much as so many other things that are restored
+OTHER_THINGS = 500  # that are no faces, in validation
+SHOWN = 30  # faces in a grid, shared by the sets
 FRAME = 128
 SMALL = 0.8  # of a face's canonical size: as faces stand in street crops; smaller would leave the packed margin
 STEP_WEIGHTS = (0.25, 0.5, 1.0)  # of the losses at 32, 64 and 128 px
@@ -41,13 +46,13 @@ class ProUiganTraining(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str
-    phase: Literal["trunk", "detail"] = "trunk"
+    phase: Literal["trunk", "detail", "face"] = "trunk"
     data: list[Path]
     covered_data: list[Path] = Field(default_factory=list)  # really covered faces without truth
     pack: Path  # folder for the packed faces
     covered_pack: Path | None = None
     start: str | None = None  # name of a weights card to start from
-    network: dict[str, Any] = Field(default_factory=dict)
+    network: Annotated[dict[str, Any], arguments_of(ProUiganNet)] = Field(default_factory=dict)
     degradation: DegradationConfig = Field(default_factory=DegradationConfig)
     clean_misframing: float = Field(default=0.5, ge=0, le=1)  # share of the clean ones that is not framed exactly
     small_share: float = Field(default=0.0, ge=0, le=1)  # of the covered faces that fill less of the frame (`SMALL`)
@@ -60,6 +65,7 @@ class ProUiganTraining(BaseModel):
     set_factor: dict[str, float] = Field(default_factory=dict)  # times this factor
     parser: str | None = None  # weights card of the parsing teacher
     identity: str | None = None  # weights card of the identity network
+    loose_share: float = Field(default=0.0, ge=0, le=1)  # of the faces, framed worse than the restorer is made for
     hole: float = 1.0  # extra pixel weight under the occluder
     heatmap: float = 0.01
     coordinate: float = 1.0
@@ -105,10 +111,19 @@ class FaceSamples(Task):
         share = np.array(
             [config.set_factor.get(str(s), 1.0) * c**config.set_power for s, c in zip(sets, counts, strict=True)]
         )
+        if not share.any():
+            raise TrainingError("no face to train on: every one is held out, or of a set with factor 0")
+        self.drawn = [m for m, weight in zip(self.members, share, strict=True) if weight]
         self.set_share = np.cumsum(share / share.sum())
         self.covered_train = np.flatnonzero(~self.covered.validation) if self.covered else np.zeros(0, int)
         self._held: dict[str, Tensor] | None = None
         cv2.setNumThreads(1)
+
+    def trained_sets(self) -> np.ndarray:
+        parts = [self.pack.sets[m] for m in self.drawn]
+        if self.covered is not None and self.config.covered_share:
+            parts.append(self.covered.sets[self.covered_train])
+        return np.concatenate(parts)
 
     def _face(self, rng: np.random.Generator, index: int, degradation: DegradationConfig, vary: bool) -> dict[str, Any]:
         """Cut one packed face into the (mis-framed) frame and degrade it."""
@@ -117,7 +132,7 @@ class FaceSamples(Task):
         if degradation.occluder_probability > 0 and vary and rng.random() < self.config.small_share:
             share = rng.uniform(SMALL, 1)
             matrix = share * matrix + (1 - share) * np.array([[0, 0, 1], [0, 0, 1]]) * (FRAME - 1) / 2
-        matrix = frame_matrix(matrix, mirrored)
+        matrix = frame_matrix(self._loosely(matrix, rng) if vary else matrix, mirrored)
         picture = cv2.warpAffine(
             self.pack.images[index], matrix, (FRAME, FRAME), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
         )
@@ -154,11 +169,21 @@ class FaceSamples(Task):
             "face": 1.0,
         }
 
+    def _loosely(self, matrix: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The (2, 3) matrix, in `loose_share` of the cases turned, scaled and shifted as people cut faces by hand."""
+        if not self.config.loose_share or rng.random() >= self.config.loose_share:
+            return matrix
+        centre = (FRAME - 1) / 2
+        loose = cv2.getRotationMatrix2D((centre, centre), float(rng.normal(0, 12)), float(rng.uniform(0.6, 1.4)))
+        made: np.ndarray = loose[:, :2] @ matrix
+        made[:, 2] = made[:, 2] + loose[:, 2] + rng.uniform(-14, 14, 2)
+        return made
+
     def _covered_face(self, rng: np.random.Generator, index: int) -> dict[str, Any]:
         """A really covered face, without truth; `mask` is 1 where a cover surely lies, 0 where none, else NaN."""
         assert self.covered is not None
         mirrored = bool(rng.random() < 0.5)
-        matrix = frame_matrix(misframing(rng, self.config.degradation), mirrored)
+        matrix = frame_matrix(self._loosely(misframing(rng, self.config.degradation), rng), mirrored)
         picture = cv2.warpAffine(
             self.covered.images[index],
             matrix,
@@ -166,12 +191,7 @@ class FaceSamples(Task):
             flags=cv2.INTER_LINEAR,
             borderMode=cv2.BORDER_REFLECT_101,
         )
-        plain = (
-            DegradationConfig.clean()
-            if rng.random() < 0.5
-            else self.config.degradation.model_copy(update={"occluder_probability": 0.0, "text_probability": 0.0})
-        )
-        made = degrade_face(np.ascontiguousarray(picture), None, rng, plain)
+        made = degrade_face(np.ascontiguousarray(picture), None, rng, self._uncovered(rng))
         # By eye on 72 of these pictures: cover between mouth and chin, eyes bare; the rest differs from face to face.
         sure = np.full((FRAME, FRAME), np.nan, np.float32)
         sure[38:50, 40:88] = 0
@@ -188,29 +208,21 @@ class FaceSamples(Task):
             "face": 1.0,
         }
 
+    def _uncovered(self, rng: np.random.Generator) -> DegradationConfig:
+        """The camera's damage in half the cases, none in the others; never a painted cover."""
+        if rng.random() < 0.5:
+            return DegradationConfig.clean()
+        return self.config.degradation.model_copy(update={"occluder_probability": 0.0, "text_probability": 0.0})
+
     def _no_face(self, rng: np.random.Generator) -> dict[str, Any]:
-        """A thumbnail of no face: texture, a torn piece of a picture, a face upside down or shuffled."""
-        picture = self.pack.images[int(rng.choice(self.members[int(rng.integers(len(self.members)))]))]
-        kind = int(rng.integers(5))
-        if kind == 0:  # a corner piece, enlarged
-            side = int(rng.integers(20, 44))
-            y, x = (0, PACK_SIZE - side)[int(rng.integers(2))], (0, PACK_SIZE - side)[int(rng.integers(2))]
-            picture = cv2.resize(picture[y : y + side, x : x + side], (FRAME, FRAME), interpolation=cv2.INTER_LINEAR)
-        elif kind == 1:  # tiles shuffled
-            tiles = [picture[y : y + 32, x : x + 32] for y in range(20, 148, 32) for x in range(20, 148, 32)]
-            order = rng.permutation(16)
-            picture = np.concatenate([np.concatenate([tiles[order[4 * r + c]] for c in range(4)], 1) for r in range(4)])
-        elif kind == 2:  # smooth random texture
-            coarse = rng.uniform(0, 255, (int(rng.integers(2, 12)), int(rng.integers(2, 12)), 3)).astype(np.float32)
-            picture = cv2.resize(coarse, (FRAME, FRAME), interpolation=cv2.INTER_CUBIC).clip(0, 255).astype(np.uint8)
-        elif kind == 3:  # flat or noise
-            flat = np.full((FRAME, FRAME, 3), rng.uniform(0, 255, 3)) + rng.normal(
-                0, rng.choice([0.0, 4.0, 60.0]), (FRAME, FRAME, 3)
-            )
-            picture = flat.clip(0, 255).astype(np.uint8)
-        else:  # upside down
-            picture = picture[::-1][MARGIN:-MARGIN, MARGIN:-MARGIN]
-        lq = cv2.resize(np.ascontiguousarray(picture), (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        """A thumbnail of no face."""
+
+        def any_face() -> np.ndarray:
+            if self.covered is not None and rng.random() < 0.3:  # people as found, with their clothes and the street
+                return np.asarray(self.covered.images[int(rng.choice(self.covered_train))])
+            return np.asarray(self.pack.images[int(rng.choice(self.members[int(rng.integers(len(self.members)))]))])
+
+        lq = degrade_face(no_face(rng, any_face), None, rng, self._uncovered(rng)).lq
         return {
             "lq": lq,
             "gt": np.zeros((FRAME, FRAME, 3), np.uint8),
@@ -302,12 +314,13 @@ class FaceSamples(Task):
         return total, parts
 
     def _held_out(self) -> dict[str, Tensor]:
-        """Fixed validation samples: per set clean and covered, then really covered faces; made once."""
+        """Fixed validation samples: per set clean and covered, then really covered faces; none where none is held out.
+        Made once."""
         if self._held is None:
             rows: list[dict[str, np.ndarray]] = []
             self._tags: list[str] = []
             noisy = DegradationConfig(occluder_probability=1.0, misframing_probability=0.0, tone_probability=0.0)
-            for name in ("utkface", "celeba", "aaf", "celebamask", "lfw"):
+            for name in np.unique(self.pack.sets[self.pack.validation]):
                 chosen = np.flatnonzero((self.pack.sets == name) & self.pack.validation)[: self.config.validation_faces]
                 for mode, degradation in (("clean", DegradationConfig.clean()), ("covered", noisy)):
                     for i in chosen:
@@ -315,7 +328,7 @@ class FaceSamples(Task):
                             self._arrays(self._face(rng_of(99, int(i)), int(i), degradation, vary=False), "face", False)
                         )
                         self._tags.append(f"{name}_{mode}")
-            if self.covered is not None:
+            if self.covered is not None and rows:
                 for i in np.flatnonzero(self.covered.validation)[: self.config.validation_faces]:
                     cut = np.ascontiguousarray(self.covered.images[i][MARGIN:-MARGIN, MARGIN:-MARGIN])
                     lq = cv2.resize(cut, (16, 16), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
@@ -323,7 +336,7 @@ class FaceSamples(Task):
                         rows[0] | {"lq": np.ascontiguousarray(lq.transpose(2, 0, 1)), "gt": cut.transpose(2, 0, 1)}
                     )
                     self._tags.append("masked")
-            self._held = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in rows[0]}
+            self._held = {k: torch.from_numpy(np.stack([r[k] for r in rows])) for k in (rows[0] if rows else ())}
         return self._held
 
 
@@ -334,13 +347,15 @@ class ProUiganTask(FaceSamples):
         super().__init__(config)
         network = ProUiganNet(**config.network)
         if config.start:
-            network.load_state_dict(load_network(config.start, torch.device("cpu")).state_dict())
-        network.requires_grad_(True)
-        (network if config.phase == "detail" else network.detail).requires_grad_(False)
-        if config.phase == "detail":
-            network.detail.requires_grad_(True)
-        self.network: nn.Module = network
-        self.others = {} if config.phase == "trunk" else {"whole": FaceDiscriminator(), "part": FaceDiscriminator()}
+            state = load_network(config.start, torch.device("cpu")).state_dict()
+            new = {k: v for k, v in network.state_dict().items() if k.startswith("face_head")}
+            network.load_state_dict(new | state)
+        network.requires_grad_(config.phase == "trunk")
+        network.detail.requires_grad_(config.phase == "detail")
+        if network.face_head is not None:
+            network.face_head.requires_grad_(config.phase != "detail")
+        self.network: ProUiganNet = network
+        self.others = {"whole": FaceDiscriminator(), "part": FaceDiscriminator()} if config.phase == "detail" else {}
         self.identity = config.loop.teacher(config.identity, IdentityNet) if config.identity else None
         parser = config.loop.teacher(config.parser, FaceParser) if config.parser else None
         self.labels = parsing_labels(self.pack, config.pack, parser) if parser else None
@@ -355,7 +370,21 @@ class ProUiganTask(FaceSamples):
         )
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        if self.config.phase == "face":
+            return self._face_loss(batch)
         return self._trunk_loss(batch) if self.config.phase == "trunk" else self._detail_loss(batch)
+
+    def _face_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Of the head that tells faces from other things, which needs the first step alone."""
+        network, known = self.network, batch["given"].view(-1, 1, 1, 1)
+        lq = batch["lq"].contiguous(memory_format=torch.channels_last) * 2 - 1
+        with torch.no_grad():
+            features = network.steps[0](lq, batch["mask_lq"] * known, known, None, None)["features"]
+        assert network.face_head is not None
+        logit = network.face_head(features).float()
+        worth = torch.tensor(FACE_WORTH, device=logit.device)
+        entropy = F.binary_cross_entropy_with_logits(logit, batch["face"], pos_weight=worth)
+        return entropy, {"face": entropy.detach(), "right": ((logit > 0) == (batch["face"] > 0.5)).float().mean()}
 
     def _trunk_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
         config = self.config
@@ -478,7 +507,7 @@ class ProUiganTask(FaceSamples):
     def _restore(self, network: nn.Module, lq: Tensor) -> dict[str, Tensor]:
         """Images after the exact step, points, mask at 16, scale, sharp image, in batches of 32."""
         device = next(network.parameters()).device
-        kept: dict[str, list[Tensor]] = {k: [] for k in ("image", "points", "mask", "scale", "sharp")}
+        kept: dict[str, list[Tensor]] = {k: [] for k in ("image", "points", "mask", "scale", "sharp", "face")}
         for part in lq.split(32):
             with torch.autocast(device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16"):
                 out = network(
@@ -492,10 +521,13 @@ class ProUiganTask(FaceSamples):
             kept["points"].append(out.points[-1].cpu())
             kept["mask"].append(mask.cpu())
             kept["scale"].append(out.log_scale.cpu())
+            kept["face"].append(torch.sigmoid(out.face_logit).cpu())
         return {k: torch.cat(v) for k, v in kept.items()}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         held = self._held_out()
+        if not held:
+            return {}
         found, truth = self._restore(network, held["lq"]), held["gt"].float() / 255
         bicubic = F.interpolate(held["lq"], size=(FRAME, FRAME), mode="bicubic", align_corners=False).clamp(0, 1)
         tags, cover = np.array(self._tags), F.interpolate(held["mask"], scale_factor=2.0, mode="nearest")
@@ -512,15 +544,21 @@ class ProUiganTask(FaceSamples):
         distance = (found["points"] - held["points"]).norm(dim=-1).mean(-1).numpy() / np.maximum(eyes, 1)
         predicted, actual = found["mask"][:, 0] > 0.5, held["mask_lq"][:, 0] > 0.5
         figures: dict[str, float] = {}
+        if self.config.phase == "face":
+            others = np.stack([self._no_face(rng_of(98, i))["lq"].transpose(2, 0, 1) for i in range(OTHER_THINGS)])
+            taken = self._restore(network, torch.from_numpy(others.astype(np.float32)))["face"] > 0.5
+            figures["no_face_taken_for_one"] = float(taken.float().mean())
         for tag in np.unique(tags):
             rows = np.flatnonzero(tags == tag)
+            figures[f"refused_{tag}"] = float((found["face"][rows] < 0.5).float().mean())
             if tag == "masked":
                 fractions = found["mask"].mean((1, 2, 3)).numpy()
                 bare = np.flatnonzero(np.char.endswith(tags, "clean"))
                 figures["auc_masked"] = float((fractions[rows][:, None] > fractions[bare][None]).mean())
                 continue
             figures[f"gain_{tag}"] = float(whole[rows].mean())
-            figures[f"nme_{tag}"] = float(distance[rows].mean())
+            if len(known := rows[held["points_known"].numpy()[rows] > 0]):
+                figures[f"nme_{tag}"] = float(distance[known].mean())
             if tag.endswith("covered"):
                 figures[f"under_{tag}"] = float(under[rows].mean())
                 joined = (predicted[rows] | actual[rows]).sum()
@@ -529,16 +567,13 @@ class ProUiganTask(FaceSamples):
                 figures[f"false_cover_{tag}"] = float(predicted[rows].float().mean())
         return {k: round(v, 4) for k, v in figures.items()}
 
-    def grid(self, network: nn.Module) -> np.ndarray:
+    def grid(self, network: nn.Module) -> np.ndarray | None:
         held = self._held_out()
+        if not held:
+            return None
         tags = np.array(self._tags)
-        rows = np.concatenate(
-            [
-                np.flatnonzero(tags == t)[:5]
-                for t in ("utkface_clean", "celeba_clean", "aaf_covered", "celebamask_covered", "lfw_covered", "masked")
-                if t in tags
-            ]
-        )
+        kinds = np.unique(tags)
+        rows = np.concatenate([np.flatnonzero(tags == t)[: max(1, SHOWN // len(kinds))] for t in kinds])
         lq = held["lq"][rows]
         found = self._restore(network, lq)
         mask = F.interpolate(found["mask"], size=(FRAME, FRAME), mode="nearest").expand(-1, 3, -1, -1)
@@ -552,12 +587,17 @@ class ProUiganTask(FaceSamples):
         if self.config.phase == "trunk":
             shown.pop(2)
         strips = [torch.cat([s[i] for s in shown], 1) for i in range(len(rows))]  # (3, 5 * 128, 128) each
-        across = min(15, len(strips))
+        across = len(strips) // -(-len(strips) // 15)  # even rows of at most 15
         sheet = torch.cat([torch.cat(strips[i : i + across], 2) for i in range(0, len(strips) - across + 1, across)], 1)
         return (sheet.clamp(0, 1).permute(1, 2, 0).numpy() * 255).astype(np.uint8)
 
 
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
-    """Train as the YAML says; `dry_run` does two steps and keeps nothing but the run folder."""
+    """Train as the YAML says; `dry_run` does two steps and keeps nothing but packs."""
     config, record = load_training(ProUiganTraining, config_path, dry_run)
+    if config.start:  # its own shape, with what the YAML adds to it
+        config = config.model_copy(update={"network": read_card(config.start).arguments | config.network})
+        record |= {"network": config.network}
+    if config.phase == "face" and not config.network.get("face_width"):
+        raise TrainingError(f"{config_path}: network.face_width: phase face trains that head; give its channels")
     return train(lambda: ProUiganTask(config), config.loop, record, resume)

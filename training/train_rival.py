@@ -1,9 +1,9 @@
 """Train a generic network as a rival of the restorer: `train -c configs/train/rival_rcan.yaml` and its like.
 
 A rival gets the very samples of the restorer, in the same order, with the same losses of the picture (`distortion`) and
-optimiser, for the number of samples that its YAML states (steps x batch_size); what it does not get is the restorer's
-priors and the losses of networks that know faces. An `inpainter` learns the other half of the two-step rivals, by pixel
-loss: to fill the covered part of a thumbnail, or of a thumbnail enlarged to 128 px.
+optimiser, for the minutes that its YAML states; it does not get the restorer's priors and the losses of networks that
+know faces. `configs/train/rival_prouigan.yaml` trains the restorer for as long, from zero. An `inpainter` learns the
+other half of the two-step rivals, by pixel loss: to fill the covered part of a thumbnail, or of one enlarged to 128 px.
 """
 
 from pathlib import Path

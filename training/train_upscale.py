@@ -5,7 +5,7 @@ Phase `trunk` learns the answer with the smallest error; phase `detail` freezes 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from stages.networks.identity import IdentityNet
 from stages.networks.upscaler import SCALES, Upscaler
 from stages.resample import resample
 from stages.weights import load_network
-from training.config import load_training
+from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import PatchCritic, matching_loss
 from training.hr_faces import HrPack, PackConfig, build_hr_pack, open_hr_pack
 from training.loop import LoopConfig, Task, rng_of, train
@@ -38,7 +38,7 @@ class UpscaleTraining(BaseModel):
     start: str | None = None  # card of the network to go on from
     start_run: Path | None = None  # or the run folder of it; the detail phase needs one of the two
     faces: PackConfig
-    network: dict[str, Any] = Field(default_factory=dict)
+    network: Annotated[dict[str, Any], arguments_of(Upscaler)] = Field(default_factory=dict)
     set_factor: dict[str, float] = Field(default_factory=dict)  # how often faces of a set come, beside the others
     patch: int = Field(default=64, gt=0, multiple_of=16)  # px of the small side
     x4_share: float = Field(default=0.5, ge=0, le=1)  # batches enlarged four times; the others six times
@@ -64,7 +64,7 @@ def start_network(start: str | None, run: Path | None, arguments: dict[str, Any]
     """A new upscaler, or the one of a card, or the EMA of a run folder.
 
     Raises:
-        TypeError: the card holds another network. FileNotFoundError: the run folder holds no checkpoint.
+        TrainingError: the card holds another network. FileNotFoundError: the run folder holds no checkpoint.
     """
     if run is not None:
         network = Upscaler(**arguments)
@@ -75,7 +75,7 @@ def start_network(start: str | None, run: Path | None, arguments: dict[str, Any]
         return Upscaler(**arguments)
     loaded = load_network(start, torch.device("cpu"))
     if not isinstance(loaded, Upscaler):
-        raise TypeError(f"{start} holds a {type(loaded).__name__}, not an upscaler")
+        raise TrainingError(f"{start} holds a {type(loaded).__name__}, not an upscaler")
     return loaded.requires_grad_(True)
 
 
@@ -101,10 +101,13 @@ class UpscaleTask(Task):
             usable = (self.pack.sides >= scale * config.patch) & ~self.pack.validation
             factor = np.array([config.set_factor.get(str(s), 1.0) for s in self.pack.sets]) * usable
             if not factor.any():
-                raise ValueError(f"no face of the pack is {scale} x {config.patch} px or larger")
+                raise TrainingError(f"no face of the pack is {scale} x {config.patch} px or larger")
             self.members[scale] = np.flatnonzero(factor)
             self.shares[scale] = np.cumsum(factor[self.members[scale]]) / factor.sum()
         self.held = self._held_out()
+
+    def trained_sets(self) -> np.ndarray:
+        return self.pack.sets[np.unique(np.concatenate(list(self.members.values())))]
 
     @property
     def _net(self) -> Upscaler:
@@ -284,6 +287,6 @@ def _fine(image: Tensor) -> Tensor:
 
 
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
-    """Train as the YAML says; `dry_run` does two steps and keeps nothing but the run folder."""
+    """Train as the YAML says; `dry_run` does two steps and keeps nothing but packs."""
     config, record = load_training(UpscaleTraining, config_path, dry_run)
     return train(lambda: UpscaleTask(config), config.loop, record, resume)

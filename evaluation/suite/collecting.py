@@ -42,7 +42,7 @@ class Collected:
     references: dict[str, list[np.ndarray]] = field(default_factory=dict)  # judge -> chunks of originals
     undecided: dict[str, list[np.ndarray]] = field(default_factory=dict)  # row -> chunks
     failed: int = 0
-    costs: dict[str, list[tuple[float, float]]] = field(default_factory=dict)  # row -> seconds and MiB of each chunk
+    costs: dict[str, list[tuple[float, float, float]]] = field(default_factory=dict)  # row -> s, MiB, load
     covers: list[str] = field(default_factory=list)  # kind of painted cover of each face
     strips: list[Strip] = field(default_factory=list)
 
@@ -153,7 +153,7 @@ def collect(
             kept.undecided.setdefault(name, []).append(made.undecided | made.refused)
             kept.failed += int(made.failed.sum())
             if row is not None:
-                kept.costs.setdefault(name, []).append((made.seconds, made.peak_mib))
+                kept.costs.setdefault(name, []).append((made.seconds, made.peak_mib, made.load))
             pictures[name] = made.images
         first = [ORIGINAL, "thumbnail", *(row.name for row in rows)]
         for i in range(min(len(part), options.pictures - len(kept.strips))):

@@ -153,6 +153,7 @@ class Bar(_Options):
     group: str | None = None  # e.g. "age: lowest over mean"; all faces where not given
     at_least: float | None = None
     at_most: float | None = None
+    surely: bool = False  # the whole interval must reach it, not the value alone
 
     @model_validator(mode="after")
     def _one_side(self) -> "Bar":

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from evaluation.metrics import area_average, lr_consistency_db, luma, nme, overlap, psnr, rank_correlation, ssim
-from evaluation.naturalness import SHEET_SIDE, frechet_distance, kernel_distance, niqe_of_faces
+from evaluation.naturalness import SHEET_SIDE, frechet_distance, niqe_of_faces, paired_kernel_distance
 from evaluation.statistics import Direction
 from evaluation.suite.rows import Made, Views
 from evaluation.traits import TraitReader, labels_of, mean_recall
@@ -54,6 +54,7 @@ class Quantity:
         columns: what it is made of. statistic: (m, k) column means -> (m,); the mean of the first column when None.
         quantile: take this quantile of the first column instead of the mean. of_faces: a number of the (n, k) columns
             themselves, for what no means hold; not given for groups.
+        sheets: each value is of a sheet of several faces; not given for groups, which a sheet mixes.
         gain: also give the difference from bicubic, face by face. ratio: also give it as a share of bicubic's. closed:
             also give the share of what lies between bicubic and the original that comes back.
     """
@@ -66,6 +67,7 @@ class Quantity:
     statistic: Callable[[np.ndarray], np.ndarray] | None = None
     quantile: float | None = None
     of_faces: Callable[[np.ndarray], float] | None = None
+    sheets: bool = False
     gain: bool = False
     ratio: bool = False
     closed: bool = False
@@ -247,7 +249,10 @@ def parse(images: np.ndarray) -> np.ndarray:
 
 
 def parsing(sample: Sample) -> Columns:
-    """Intersections and sizes of each class: against the set's own mask, else against the parser on the original."""
+    """Intersections and sizes of each class: against the set's own mask, else against the parser on the original.
+
+    NaN for an original without a mask: the parser would be held against itself.
+    """
     masks = [face.parsing for face in sample.views.faces]
     truth = parse(sample.views.truth) if any(m is None for m in masks) else np.zeros_like(sample.views.truth[..., 0])
     reference = np.stack([t if m is None else m for m, t in zip(masks, truth, strict=True)])
@@ -255,7 +260,10 @@ def parsing(sample: Sample) -> Columns:
     for number, name in enumerate(PARSING_CLASSES):
         counts = np.array([overlap(f == number, r == number) for f, r in zip(found, reference, strict=True)], float)
         columns[f"{name}_both"], columns[f"{name}_either"] = counts[:, 0], counts[:, 1]
-    return columns | {"agreement": (found == reference).mean((1, 2))}
+    columns["agreement"] = (found == reference).mean((1, 2))
+    pictures = zip(masks, sample.made.images, sample.views.truth, strict=True)
+    itself = [mask is None and np.array_equal(image, original) for mask, image, original in pictures]
+    return {name: np.where(itself, np.nan, values) for name, values in columns.items()}
 
 
 def _mean_iou(means: np.ndarray) -> np.ndarray:
@@ -291,6 +299,7 @@ PARSING = Family(
     lambda: read_card(PARSER).sha256,
     lambda: _why_no_card(PARSER),
     PARSER,
+    version=2,
 )  # fmt: skip
 
 
@@ -502,7 +511,7 @@ _NIQE = f"by basicsr's model, on sheets of {SHEET_SIDE**2} faces; n = sheets; bl
 NATURALNESS = Family(
     "Naturalness",
     natural,
-    (Quantity("NIQE", ("niqe",), _NIQE, "", "down", gain=True),),
+    (Quantity("NIQE", ("niqe",), _NIQE, "", "down", sheets=True, gain=True),),
     unavailable=_why_no_niqe,
 )
 
@@ -541,7 +550,9 @@ SET_MEASURES: Sequence[SetMeasure] = (
     ),
     SetMeasure(
         "kernel distance",
-        "squared maximum mean discrepancy under a cubic kernel, unbiased; interval by leaving out blocks of faces",
-        kernel_distance,
+        "squared maximum mean discrepancy under a cubic kernel, unbiased, no face compared with itself; interval by "
+        "leaving out blocks of faces",
+        paired_kernel_distance,
+        version=2,
     ),
 )

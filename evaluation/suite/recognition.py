@@ -1,7 +1,10 @@
 """Recognition protocols over vectors of every row: verification, closed-set and open-set identification."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import compress
+from typing import Any
 
 import numpy as np
 
@@ -9,6 +12,7 @@ from evaluation.identification import Search, cmc, detection_identification, ran
 from evaluation.recognition import (
     NO_FACE,
     Pairs,
+    auc,
     closed_finding,
     roc,
     trial_scores,
@@ -16,8 +20,9 @@ from evaluation.recognition import (
     verification_pairs,
 )
 from evaluation.statistics import Finding, bootstrap, bootstrap_together
-from evaluation.suite.config import RecognitionOptions
+from evaluation.suite.config import EvaluationError, RecognitionOptions
 from evaluation.suite.curves import Curve
+from evaluation.suite.numbers import MIN_GROUP, ordered
 from evaluation.suite.rows import BICUBIC, DEFAULT, NEAREST, ORIGINAL, RESTORED
 from evaluation.suite.sources import Loaded
 
@@ -33,6 +38,7 @@ class Vectors:
         rows: row -> (N, D) unit vectors of every face and then of every reference, NaN where there is none; holds
             "original", the only row with references, and "bicubic".
         undecided: row -> (faces,) bool, the row's own verdict is "not decidable". weights: row -> card it judges or "".
+        members: label -> (faces,) name of each face's group, where groups are asked for.
     """
 
     source: Loaded
@@ -41,6 +47,7 @@ class Vectors:
     rows: Mapping[str, np.ndarray]
     undecided: Mapping[str, np.ndarray]
     weights: Mapping[str, str]
+    members: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def same_photograph_pairs(count: int, folds: int, seed: int) -> Pairs:
@@ -82,7 +89,11 @@ def _folded(pairs: Pairs, folds: int) -> Pairs:
 def recognition(
     given: Vectors, options: RecognitionOptions, seed: int, why_not: dict[str, str]
 ) -> tuple[list[Finding], list[Curve]]:
-    """Every protocol that the source allows; what it does not allow is put into `why_not` with the reason."""
+    """Every protocol that the source allows; what it does not allow is put into `why_not` with the reason.
+
+    Raises:
+        EvaluationError: a list of trials, or a part of its folds, holds one kind only.
+    """
     found: list[Finding] = []
     curves: list[Curve] = []
     people = [face.group for face in (*given.source.faces, *given.source.references)]
@@ -97,7 +108,10 @@ def recognition(
         except ValueError as error:
             why_not[f"{VERIFICATION} on {given.source.name}"] = str(error)
         else:
-            made, lines = _verification(given, pairs, people, gallery, label)
+            try:
+                made, lines = _verification(given, pairs, people, gallery, label)
+            except ValueError as error:
+                raise EvaluationError(f"{VERIFICATION} on {label}: {error}") from error
             found, curves = found + made, curves + lines
         for section, enrolled in ((CLOSED_SET, 1.0), (OPEN_SET, options.enrolled)):
             try:
@@ -136,7 +150,15 @@ def _verification(
             condition=given.condition, row=row, weights=given.weights[row],
         )  # fmt: skip
         found += made
-        far, tar, _ = roc(np.nan_to_num(scores, nan=NO_FACE), pairs.same)
+        filled = np.nan_to_num(scores, nan=NO_FACE)
+        found += _by_group(
+            given, pairs.probe, who, _accuracy_and_auc, {
+                "accuracy": f"of the trials whose probe is of the group, by the thresholds of all; {how}",
+                "AUC": f"of the trials whose probe is of the group, impostors as drawn for all; {how}",
+            }, right[row][: len(pairs)], filled, pairs.same, section=VERIFICATION, subset=label,
+            condition=given.condition, row=row, weights=given.weights[row],
+        )  # fmt: skip
+        far, tar, _ = roc(filled, pairs.same)
         plot = f"ROC, {label}, {given.condition}"
         curves.append(Curve(plot, "false accepts", "true accepts", row, far, tar, log_x=True))
     who += [f"lost {i}" for i in range(sum(lost))]
@@ -153,6 +175,56 @@ def _verification(
         found.append(Finding(VERIFICATION, label, "lead of the default", definition, lead, condition=given.condition,
                              row=DEFAULT, weights=given.weights[DEFAULT]))  # fmt: skip
     return found, curves
+
+
+def _accuracy_and_auc(right: np.ndarray, scores: np.ndarray, same: np.ndarray) -> list[float]:
+    """Of some trials; no AUC where they are of one kind."""
+    return [float(right.mean()), np.nan if same.all() or not same.any() else auc(scores, same)]
+
+
+def _of_groups(
+    names: Sequence[str], large: Sequence[bool], rates: Callable[..., Sequence[float]], width: int, mine: np.ndarray,
+    *columns: np.ndarray,
+) -> list[float]:  # fmt: skip
+    """`width` rates of the rows of each name in turn, NaN where it has none, then their gaps over the `large` names."""
+    table = np.full((len(names), width), np.nan)
+    for i, name in enumerate(names):
+        if (inside := mine == name).any():
+            table[i] = rates(*(column[inside] for column in columns))
+    gaps = np.ptp(table[list(large)], axis=0) if sum(large) > 1 else np.full(width, np.nan)
+    return [*table.ravel().tolist(), *gaps.tolist()]
+
+
+def _by_group(
+    given: Vectors, probes: np.ndarray, people: Sequence[str], rates: Callable[..., Sequence[float]],
+    metrics: Mapping[str, str], *columns: np.ndarray, **labels: Any,
+) -> list[Finding]:  # fmt: skip
+    """Rates of each group of probes, and the largest gap over groups of ten probes or more; intervals draw people.
+
+    Args:
+        probes: (M,) face of each trial or search. people: its person. columns: (M,) each, for `rates`.
+        rates: takes the columns of one group to a number for each of `metrics`, name -> definition.
+        labels: section, subset and the like, for every finding.
+    """
+    found: list[Finding] = []
+    for label, of_faces in given.members.items():
+        mine = of_faces[probes]
+        names, width = ordered(mine), len(metrics)
+        large = [len(np.unique(probes[mine == name])) >= MIN_GROUP for name in names]
+        counts = [int((mine == name).sum()) for name in names]
+        each = partial(_of_groups, names, large, rates, width)
+        estimates = bootstrap_together(each, mine, *columns, clusters=people, resamples=100)
+        for k, (metric, words) in enumerate(metrics.items()):
+            *values, gap = estimates[k::width]
+            for value, name, n in zip(values, names, counts, strict=True):
+                found.append(Finding(metric=metric, definition=words, estimate=replace(value, n=n),
+                                     group=f"{label} {name}", **labels))  # fmt: skip
+            if sum(large) > 1:
+                gap = replace(gap, n=sum(compress(counts, large)))
+                words = f"largest less smallest {metric} over groups of {MIN_GROUP} probes or more; {words}"
+                found.append(Finding(metric=metric, definition=words, estimate=gap, group=f"{label}: largest gap",
+                                     direction="down", **labels))  # fmt: skip
+    return found
 
 
 def _search(
@@ -192,7 +264,23 @@ def _search(
             for name, estimate in zip(names, estimates, strict=True)
         ]  # fmt: skip
         first[row] = (place <= 1).astype(float)
+        missing = np.isnan(probes[split.probes]).any(1)
+        missing |= (split.mate >= 0) & np.isnan(others[split.gallery[np.maximum(split.mate, 0)]]).any(1)
+        without = "share of probes without a face there, or on their person's enrolled picture"
+        for name, words, lost in (
+            ("not decidable", f"{without}, or that the row calls not decidable",
+             missing | given.undecided[row][split.probes]),
+            ("no face", without, missing),
+        ):  # fmt: skip
+            share = bootstrap(lost.astype(float), clusters=who)
+            found.append(Finding(section, label, name, f"{words}; {size}", share, "down", condition=given.condition,
+                                 row=row, weights=given.weights[row]))  # fmt: skip
         if closed:
+            found += _by_group(
+                given, split.probes, who, lambda hit: [float(hit.mean())], {"rank-1": f"{definition}; {size}"},
+                first[row], section=section, subset=label, condition=given.condition, row=row,
+                weights=given.weights[row],
+            )  # fmt: skip
             depth = min(options.depth, len(split.gallery))
             plot = f"CMC, {label}, {given.condition}"
             curves.append(Curve(plot, "rank", "found", row, np.arange(1, depth + 1), cmc(place, depth)))

@@ -1,5 +1,7 @@
 """The rows of every table: what makes a 128 px face of a thumbnail. Baselines, restorer, further chains, rivals."""
 
+import inspect
+import os
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +22,7 @@ from pipeline import __version__
 from pipeline.chain import pick_device, pick_precision
 from pipeline.config import load_chain, weight_hashes
 from pipeline.restorer import Restorer, Result
+from stages import foreign_upscalers
 from stages.degradation import DegradationConfig, degrade_face
 from stages.weights import card_names, read_card
 
@@ -74,6 +77,7 @@ class Made:
             occluded_fraction: (N,) covered share of the face. None for rows that give none; points and fraction of a
             refused face are NaN.
         seconds: of one face. peak_mib: largest resident memory of this process meanwhile, NaN where unknown.
+        load: processes that ran or waited on this machine when it was made, mean of a minute, NaN where unknown.
     """
 
     images: np.ndarray
@@ -86,6 +90,7 @@ class Made:
     occluded_fraction: np.ndarray | None = None
     seconds: float = 0.0
     peak_mib: float = float("nan")
+    load: float = float("nan")
 
     @classmethod
     def plain(cls, images: np.ndarray) -> "Made":
@@ -96,7 +101,7 @@ class Made:
     def arrays(self) -> Arrays:
         """For the cache."""
         beside = {name: value for name in _BESIDE if (value := getattr(self, name)) is not None}
-        cost = np.array([self.seconds, self.peak_mib])
+        cost = np.array([self.seconds, self.peak_mib, self.load])
         return {
             "images": self.images,
             "flags": np.stack([self.refused, self.failed, self.undecided]),
@@ -108,8 +113,11 @@ class Made:
         """Back from the cache."""
         refused, failed, undecided = arrays["flags"]
         beside = {name: arrays[name] for name in _BESIDE if name in arrays}
-        seconds, peak_mib = arrays["cost"].tolist()
-        return cls(arrays["images"], refused, failed, undecided, **beside, seconds=seconds, peak_mib=peak_mib)
+        seconds, peak_mib, *load = arrays["cost"].tolist()  # without a load where an earlier version kept it
+        return cls(
+            arrays["images"], refused, failed, undecided, **beside, seconds=seconds, peak_mib=peak_mib,
+            load=load[0] if load else float("nan"),
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -119,13 +127,14 @@ class Row:
     Attributes:
         name: for tables. make: (N, n, n, 3) uint8 thumbnails -> what became of them; builds its networks when first
             called. fingerprint: everything beside the thumbnails that the result depends on.
-        weights: the card it judges, "" for none.
+        weights: the card it judges, "" for none or several. rival: whether the restorer is held against it.
     """
 
     name: str
     make: Callable[[np.ndarray], Made]
     fingerprint: str
     weights: str = ""
+    rival: bool = False
 
 
 def baselines() -> list[Row]:
@@ -161,7 +170,8 @@ def chain_row(
         return from_results(restorer().restore(list(lq)), lq)
 
     key = fingerprint("chain 2", __version__, config.digest(), weight_hashes(config), place.type, exact)
-    return Row(name, make, key, next(iter(config.weight_names()), ""))
+    cards = config.weight_names()
+    return Row(name, make, key, cards[0] if len(cards) == 1 else "")
 
 
 def from_results(results: Sequence[Result], lq: np.ndarray) -> Made:
@@ -206,7 +216,8 @@ def rival_row(spec: str | dict[str, Any], folder: Path, device: Device = "auto")
     Raises:
         ImportError, ValueError, OSError, WeightsError: as `rivals.create` does.
     """
-    rival = rivals.create(spec, folder, pick_device(device))
+    place = pick_device(device)
+    rival = rivals.create(spec, folder, place)
     read = rivals.read(spec)
     named = _strings(read if isinstance(read, str) else read.model_dump(mode="json"))
     contents = {text: _content(text, folder) for text in named}
@@ -218,8 +229,9 @@ def rival_row(spec: str | dict[str, Any], folder: Path, device: Device = "auto")
             raise ValueError(f"rival {rival.name}: expected finite pictures {expected}, found {images.shape}")
         return Made.plain(to_uint8(images))
 
-    source = Path(rivals.__file__).read_text(encoding="utf-8")
-    return Row(rival.name, make, fingerprint("rival 1", spec, contents, source))
+    source = "".join(inspect.getsource(module) for module in (rivals, foreign_upscalers))
+    card = str(spec.get("network", "")) if isinstance(spec, dict) else ""
+    return Row(rival.name, make, fingerprint("rival 2", spec, contents, source, place.type), card, rival=True)
 
 
 def _strings(value: Any) -> list[str]:
@@ -246,11 +258,12 @@ def measured(row: Row, lq: np.ndarray, warm: set[str]) -> Made:
     if row.name not in warm:
         row.make(lq[:1])
         warm.add(row.name)
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     reset = _reset_peak()
     start = time.perf_counter()
     made = row.make(lq)
     seconds = (time.perf_counter() - start) / len(lq)
-    return replace(made, seconds=seconds, peak_mib=_peak_mib() if reset else float("nan"))
+    return replace(made, seconds=seconds, peak_mib=_peak_mib() if reset else float("nan"), load=load)
 
 
 def _reset_peak() -> bool:

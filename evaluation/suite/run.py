@@ -25,7 +25,7 @@ from evaluation.suite.covered import Bare, load_real, real_findings
 from evaluation.suite.curves import Curve, alignment_curves, group_curves, uncertainty_curves
 from evaluation.suite.judges import build_judge
 from evaluation.suite.measures import FAMILIES, SET_MEASURES, Columns, Quantity
-from evaluation.suite.numbers import Measured, groups, numbers, parity
+from evaluation.suite.numbers import Measured, groups, leads, numbers, parity
 from evaluation.suite.recognition import Vectors, recognition
 from evaluation.suite.report import Strip, write_report
 from evaluation.suite.rows import AT_1, BARE, DEFAULT, ORIGINAL, Made, Row
@@ -57,12 +57,15 @@ def measured_families(
 ) -> list[Measured]:
     """Columns of every family, and of `identity` by every judge, as `Measured`."""
     clusters = np.array([face.group for face in source.faces])
+    cards, rivals = {row.name: row.weights for row in rows}, tuple(row.name for row in rows if row.rival)
     made = []
     for name, by_row in kept.columns.items():
         family = FAMILIES[name]
-        weights = {ORIGINAL: family.weights} | {row.name: row.weights for row in rows}
+        weights = {ORIGINAL: family.weights} | cards
         joined = {row: _joined(parts) for row, parts in by_row.items()}
-        made.append(Measured(family.section, source.name, condition, family.quantities, joined, clusters, weights))
+        made.append(
+            Measured(family.section, source.name, condition, family.quantities, joined, clusters, weights, rivals)
+        )
     for title, vectors in kept.vectors.items() if identity else ():
         stacked = {row: np.concatenate(parts) for row, parts in vectors.items()}
         original = stacked[ORIGINAL]
@@ -78,9 +81,8 @@ def measured_families(
             Quantity("cosine to the original", ("cosine",), f"of unit vectors, same photograph; {title}", gain=True),
             Quantity("no face found", ("no_face",), f"share of pictures without a vector; {title}", "", "down"),
         )
-        weights = {ORIGINAL: ""} | {row.name: row.weights for row in rows}
-        section = f"Identity: {title}"
-        made.append(Measured(section, source.name, condition, quantities, columns, clusters, weights))
+        weights, section = {ORIGINAL: ""} | cards, f"Identity: {title}"
+        made.append(Measured(section, source.name, condition, quantities, columns, clusters, weights, rivals))
     return made
 
 
@@ -109,20 +111,23 @@ def set_findings(source: str, condition: str, kept: Collected, rows: Sequence[Ro
 
 
 def cost_findings(source: str, condition: str, kept: Collected, rows: Sequence[Row]) -> list[Finding]:
-    """Time and memory of each row, over its chunks."""
+    """Time and memory of each row, over its chunks, with the load they were made under, perhaps by an earlier run."""
     found = []
     for row in rows:
-        seconds, peak = np.array(kept.costs[row.name]).T
+        seconds, peak, load = np.array(kept.costs[row.name]).T
         label: dict[str, Any] = {"condition": condition, "row": row.name, "weights": row.weights}
-        load = "wall time of a face on this machine, whatever else it did; load in the circumstances; n = batches"
+        wall = "wall time of a face on this machine, whatever else it did: see load; n = batches"
         memory = "largest resident memory of the whole process while the row was made; n = batches"
         rate = bootstrap(1000 * seconds)
-        found.append(Finding("Time and memory", source, "time", load, rate, "down", "ms", **label))
+        found.append(Finding("Time and memory", source, "time", wall, rate, "down", "ms", **label))
         if np.isfinite(peak).any():
             top = float(np.nanmax(peak))
             estimate = Estimate(top, float(np.nanmin(peak)), top, int(np.isfinite(peak).sum()))
             found.append(Finding("Time and memory", source, "peak memory", f"{memory}; interval = lowest, highest",
                                  estimate, "down", "MiB", **label))  # fmt: skip
+        if (known := np.isfinite(load)).any():
+            words = "processes that ran or waited when the row was made, mean of a minute; n = batches"
+            found.append(Finding("Time and memory", source, "load", words, bootstrap(load[known]), "down", **label))
     return found
 
 
@@ -135,7 +140,8 @@ def apply_bars(found: list[Finding], config: EvaluationConfig, not_measured: dic
             if bar.fits(f):
                 used.add(i)
                 up = bar.at_least is not None
-                f = replace(f, bar=bar.at_least if up else bar.at_most, direction="up" if up else "down")
+                limit = bar.at_least if up else bar.at_most
+                f = replace(f, bar=limit, direction="up" if up else "down", surely=bar.surely)
         barred.append(f)
     for i, bar in enumerate(config.options.bars):
         if i not in used:
@@ -209,19 +215,19 @@ class _Run:
             self.found += set_findings(source.name, condition, kept, rows) if IDENTITY in wanted else []
             self.found += cost_findings(source.name, condition, kept, rows)
             if recognised:
-                self._recognition(source, condition, kept)
+                self._recognition(source, condition, kept, members)
             if options.really_covered is not None and condition == options.really_covered.bare:
                 self._keep_bare(source.name, source.faces, kept)
             self.log(f"{source.name}, {condition}: numbers")
 
     def _numbers(self, family: Measured, members: Mapping[str, np.ndarray], whole: bool = True) -> None:
         grouped = parity(family, members)
-        self.found += (numbers(family) if whole else []) + grouped
+        self.found += ([*numbers(family), *leads(family)] if whole else []) + grouped
         self.curves += uncertainty_curves(family) + alignment_curves(family) + group_curves(grouped)
 
-    def _recognition(self, source: Loaded, condition: str, kept: Collected) -> None:
-        options = self.config.options
-        if options.recognition is None or not source.identified:
+    def _recognition(self, source: Loaded, condition: str, kept: Collected, members: Mapping[str, np.ndarray]) -> None:
+        options, asked = self.config.options, self.config.options.recognition
+        if asked is None or not (source.identified or asked.same_photograph):
             self.not_measured[f"Recognition on {source.name}"] = "its faces carry no identity"
             return
         cards = {row.name: row.weights for row in self.rows}
@@ -232,8 +238,9 @@ class _Run:
                 others = np.concatenate(kept.references[judge.title])
                 blank = np.full_like(others, np.nan)
                 vectors = {r: np.concatenate([v, others if r == ORIGINAL else blank]) for r, v in vectors.items()}
-            given = Vectors(source, condition, judge.title, vectors, undecided, {ORIGINAL: judge.weights} | cards)
-            found, curves = recognition(given, options.recognition, options.seed, self.not_measured)
+            weights = {ORIGINAL: judge.weights} | cards
+            given = Vectors(source, condition, judge.title, vectors, undecided, weights, members)
+            found, curves = recognition(given, asked, options.seed, self.not_measured)
             self.found, self.curves = self.found + found, self.curves + curves
 
     def measure_pool(self) -> None:
@@ -288,7 +295,6 @@ class _Run:
         self.strips += strips
         self.log("really covered faces: numbers")
 
-
     def measure_untrained(self) -> None:
         """The time of restorers whose checkpoints are not at hand."""
         definition = "wall time of a face of 512 px, its side there, with random weights; n = faces"
@@ -341,6 +347,7 @@ def _weights(run: _Run) -> dict[str, str]:
     chains = [run.config.path(chain) for chain in (options.chain, *options.chains.values())]
     names = [name for chain in chains for name in load_chain(chain).weight_names()]
     names += [judge.weights for judge in run.judges] + [FAMILIES[name].weights for name in run.families]
+    names += [row.weights for row in run.rows]
     return {name: read_card(name).sha256 for name in dict.fromkeys(names) if name}
 
 

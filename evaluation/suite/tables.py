@@ -103,4 +103,5 @@ def bar_text(finding: Finding) -> str:
     sign = "at least" if f.direction == "up" else "at most"
     verdict = "reached" if f.passed else "missed"
     place = ", ".join(part for part in (f.section, f.subset, f.condition, f.group, f.row) if part)
-    return f"{verdict}: {place}: {f.metric} {number_text(f.estimate.value)} (bar: {sign} {number_text(f.bar)})"
+    whole = f", the whole interval {number_text(f.estimate.low)} to {number_text(f.estimate.high)}" if f.surely else ""
+    return f"{verdict}: {place}: {f.metric} {number_text(f.estimate.value)} (bar: {sign} {number_text(f.bar)}{whole})"

@@ -1,6 +1,7 @@
 """Face detectors behind one interface. Heavy packages are imported only when a back end is built."""
 
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from landmarks.backends.base import BackendUnavailable, Detector, Face, LandmarkDetector
@@ -9,7 +10,10 @@ from landmarks.backends.face_alignment import FaceAlignmentBackend
 from landmarks.backends.mtcnn import MtcnnBackend
 from landmarks.backends.none import NoDetector
 
-__all__ = ["BACKENDS", "BackendUnavailable", "Detector", "Face", "LandmarkDetector", "create", "why_unavailable"]
+__all__ = [
+    "BACKENDS", "BackendUnavailable", "Detector", "Face", "LandmarkDetector", "create", "model_files",
+    "why_unavailable",
+]  # fmt: skip
 
 BACKENDS: dict[str, Any] = {
     "dlib": DlibBackend,
@@ -34,10 +38,15 @@ def create(name: str, **options: Any) -> Detector:
     return BACKENDS[name](**options)
 
 
+def model_files(name: str) -> list[Path]:
+    """Files that the back end `name` reads its networks from. Raises `BackendUnavailable`. Loads none."""
+    return list(BACKENDS[name].files())
+
+
 def why_unavailable(name: str) -> str | None:
     """Why the back end `name` cannot work on this machine, or None where it can. Loads no weights."""
     try:
-        BACKENDS[name].check()
+        model_files(name)
     except BackendUnavailable as error:
         return str(error)
     return None

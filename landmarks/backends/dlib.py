@@ -6,6 +6,7 @@ The predictor was trained on iBUG 300-W, whose terms exclude commercial use.
 """
 
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -92,7 +93,7 @@ class DlibBackend:
         if detector not in ("hog", "cnn"):
             raise ValueError(f"dlib has the detectors hog and cnn, not {detector!r}")
         self.detector, self.upsample, self.min_score = detector, check_upsample(upsample), min_score
-        self.check()
+        self.files()
         import dlib
 
         self._dlib: Any = dlib
@@ -104,11 +105,10 @@ class DlibBackend:
         self._predict = _predictor()
 
     @classmethod
-    def check(cls) -> None:
-        """Raise `BackendUnavailable` where dlib or one of its model files is missing. Loads nothing."""
+    def files(cls) -> list[Path]:
+        """The model files. Raises `BackendUnavailable` where dlib or one of them is missing. Loads nothing."""
         require_packages(EXTRA, "dlib", MODELS_PACKAGE)
-        model_file(PREDICTOR_FILE)
-        model_file(CNN_FILE)
+        return [Path(model_file(name)) for name in (PREDICTOR_FILE, CNN_FILE)]
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Faces of `image`, (H, W, 3) uint8 RGB, with 68 landmarks, the surest first."""

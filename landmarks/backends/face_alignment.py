@@ -71,7 +71,7 @@ class FaceAlignmentBackend:
         self.upsample = check_upsample(upsample)
         if not 0 <= min_score <= 1:
             raise ValueError(f"min_score must be a probability, got {min_score}")
-        self.check()
+        self.files()
         files = weight_files()
         from face_alignment import FaceAlignment, LandmarksType
 
@@ -91,15 +91,17 @@ class FaceAlignmentBackend:
             ) from error
 
     @classmethod
-    def check(cls) -> None:
-        """Raise `BackendUnavailable` where the package or a weights file is missing. Loads no weights."""
-        missing = [path for path in weight_files().values() if not path.is_file()]
+    def files(cls) -> list[Path]:
+        """The weights files. Raises `BackendUnavailable` where the package or one of them is missing. Loads nothing."""
+        files = list(weight_files().values())
+        missing = [path for path in files if not path.is_file()]
         if missing:
             names = " and ".join(path.name for path in missing)
             raise BackendUnavailable(
                 f"face-alignment lacks its weights {names}; nothing is downloaded here: put {names} into "
                 f'{missing[0].parent} (the folder follows TORCH_HOME), or choose the detector "dlib" or "mtcnn"'
             )
+        return files
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Faces of `image`, (H, W, 3) uint8 RGB, with 68 landmarks, the surest first."""

@@ -5,6 +5,7 @@ IEEE Signal Processing Letters 2016, arXiv 1604.02878. The files lie in the pack
 never imported, since its import fails with today's OpenCV.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -62,25 +63,21 @@ class MtcnnBackend:
         if len(thresholds) != 3 or not all(0 < t < 1 for t in thresholds):
             raise ValueError(f"thresholds must be three probabilities between 0 and 1, got {thresholds}")
         self.min_face_px, self.thresholds = float(min_face_px), tuple(thresholds)
-        self.check()
+        files = self.files()
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.enable_cpu_mem_arena = False  # each size of picture would keep its own memory for good
         self._proposal, self._refinement, self._output = (
-            onnxruntime.InferenceSession(
-                str(package_file(EXTRA, MODELS_PACKAGE, name)), options, providers=["CPUExecutionProvider"]
-            )
-            for name in FILES
+            onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in files
         )
 
     @classmethod
-    def check(cls) -> None:
-        """Raise `BackendUnavailable` where onnxruntime or one of the model files is missing. Loads nothing."""
+    def files(cls) -> list[Path]:
+        """The model files. Raises `BackendUnavailable` where onnxruntime or one of them is missing. Loads nothing."""
         require_packages(EXTRA, "onnxruntime", MODELS_PACKAGE)
-        for name in FILES:
-            package_file(EXTRA, MODELS_PACKAGE, name)
+        return [package_file(EXTRA, MODELS_PACKAGE, name) for name in FILES]
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """Faces of `image`, (H, W, 3) uint8 RGB, with five points, the surest first."""

@@ -1,5 +1,7 @@
 """No detector: the picture already is a face crop, as CCTV thumbnails are."""
 
+from pathlib import Path
+
 import numpy as np
 
 from landmarks.alignment import CANONICAL_FIVE_POINTS, CANONICAL_SIZE
@@ -14,8 +16,9 @@ class NoDetector:
     """
 
     @classmethod
-    def check(cls) -> None:
+    def files(cls) -> list[Path]:
         """Nothing is needed."""
+        return []
 
     def detect(self, image: np.ndarray) -> list[Face]:
         """One face as large as `image`, (H, W, 3) uint8 RGB; no landmarks."""

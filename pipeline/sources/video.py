@@ -24,6 +24,7 @@ DEMUXERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,mpeg1video,mpeg2video,flv,asf,h264,hevc,mjpeg,m4v"
 )
 MOST_STRETCHED = 4  # a pixel shape beyond 1:4 is a damaged header and not applied
+CUT_SHORT_S = 0.5  # a video whose pictures end this much before the end it announces was cut short
 DROPS_LISTED = 200  # dropped findings of one video that are listed one by one; all are counted
 INSTALL = 'reading videos needs PyAV: pip install "revisage[video]"'
 
@@ -84,9 +85,10 @@ class Video:
                 raise ImageError("unsupported", "there is no picture in it, only sound or data")
             stream = streams[0]
             stream.codec_context.thread_count = 1  # workers are processes; the cores are theirs
-            count = 0
+            count, shown = 0, 0.0
             for decoded in self._decoded(container, stream):
                 for frame in decoded:
+                    shown = max(shown, frame.time or 0.0)
                     if count % self.config.every == 0:
                         yield self._finished(frame, count)
                     count += 1
@@ -99,6 +101,9 @@ class Video:
                 raise ImageError("unsupported", "the video holds no frame (0 seconds)")
             if self.damaged:
                 self.notes["damaged_packets"] = self.damaged
+            announced = _end_of(container, stream)
+            if announced is not None and shown < announced - max(CUT_SHORT_S, 4 * announced / max(count, 1)):
+                self.notes["ends_early"] = f"{shown:.2f} of the {announced:.2f} s it announces"
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[list[Any]]:
         """Filtered frames, packet by packet; a packet that cannot be decoded is counted and passed over."""
@@ -135,6 +140,16 @@ class Video:
 
 def _check(width: int, height: int, limits: Limits) -> None:
     check_size(width, height, replace(limits, accepts_px=None))
+
+
+def _end_of(container: Any, stream: Any) -> float | None:
+    """Seconds at which the pictures should end by what the file says, None where it says nothing of them."""
+    start = float(stream.start_time * stream.time_base) if stream.start_time is not None else 0.0
+    if stream.duration is not None:
+        return start + float(stream.duration * stream.time_base)
+    if container.duration is not None and len(container.streams) == 1:
+        return start + container.duration / 1e6
+    return None
 
 
 def _why(error: Exception) -> str:
@@ -281,6 +296,8 @@ class VideoFaces:
         self.notes = {**self.video.notes, "frames": frames}
         if self.video.damaged:
             self.damage = f"the file is damaged: {self.video.damaged} packets could not be decoded"
+        elif early := self.video.notes.get("ends_early"):
+            self.damage = f"the file was cut short: it shows {early}"
 
     def _next(self) -> int:
         self._count += 1

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from landmarks.heatmaps import soft_argmax
 from landmarks.scheme import POINT_COUNT
 from stages.networks.face_parser import PARSING_CLASSES
-from stages.networks.layers import ChannelNorm, ResidualBlock, conv, filled
+from stages.networks.layers import ChannelNorm, ResidualBlock, conv, filled, smoothed
 
 INPUT_SIZE, OUTPUT_SIZE = 16, 128
 PRIOR_CHANNELS = 32
@@ -246,12 +246,24 @@ class DetailBranch(nn.Module):
 
     def forward(self, fine: Tensor, coarse: Tensor, picture: Tensor) -> Tensor:
         x = self.fine(fine) + F.pixel_shuffle(self.coarse(coarse), 2) + self.picture(F.pixel_unshuffle(picture, 2))
-        painted = F.pixel_shuffle(self.paint(F.silu(self.blocks(x))), 2).float()
-        smooth = F.pad(painted, (1, 1, 1, 1), mode="replicate")
-        for axis in (2, 2, 3, 3):  # sums of neighbours, together 1 2 1 both ways: 0 at a period of two pixels
-            last = smooth.shape[axis] - 1
-            smooth = smooth.narrow(axis, 0, last) + smooth.narrow(axis, 1, last)
-        return smooth / 16
+        return smoothed(F.pixel_shuffle(self.paint(F.silu(self.blocks(x))), 2).float())
+
+
+class FaceHead(nn.Module):
+    """Is it a face? (B, C, 16, 16) features of the first step -> (B,) logit. It sees where things lie."""
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.squeeze = conv(channels, width, 1)
+        self.halve = nn.ModuleList([conv(width, width, stride=2), conv(width, width, stride=2)])
+        self.join = nn.Linear(width * (INPUT_SIZE // 4) ** 2, width)
+        self.judge = nn.Linear(width, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        x = self.squeeze(F.silu(features))
+        for layer in self.halve:
+            x = layer(F.silu(x))
+        return self.judge(F.silu(self.join(F.silu(x).flatten(1))))[:, 0]
 
 
 class ProUiganNet(nn.Module):
@@ -264,6 +276,7 @@ class ProUiganNet(nn.Module):
         landmark_width, landmark_dilations: channels and residual blocks of the landmark features.
         attention_width, heads: of the transformers.
         detail_width, detail_blocks: channels and residual blocks of the detail branch at 64 px.
+        face_width: channels of the head that tells faces from other things; 0: one weight per feature does it.
     """
 
     def __init__(
@@ -277,6 +290,7 @@ class ProUiganNet(nn.Module):
         heads: int = 2,
         detail_width: int = 48,
         detail_blocks: int = 2,
+        face_width: int = 0,
     ) -> None:
         super().__init__()
         steps = []
@@ -299,6 +313,7 @@ class ProUiganNet(nn.Module):
             )
         self.steps = nn.ModuleList(steps)
         self.verdict_head = nn.Linear(widths[0], 2)
+        self.face_head = FaceHead(widths[0], face_width) if face_width else None
         self.detail = DetailBranch(widths[2], widths[1], detail_width, detail_blocks)
 
     def forward(
@@ -349,7 +364,7 @@ class ProUiganNet(nn.Module):
             parsing_logits=[out["parsing_logits"] for out in outs],
             mask_logits=[out["mask_logits"] for out in outs],
             log_scale=last - 3,  # an error of 0.05, about the mean of a trained network, at the start
-            face_logit=verdict[:, 0],
+            face_logit=verdict[:, 0] if self.face_head is None else self.face_head(outs[0]["features"]).float(),
             log_noise=verdict[:, 1],
             detail=detail_there,
         )

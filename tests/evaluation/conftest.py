@@ -43,18 +43,22 @@ def _field(number: int, value: int | bytes | str) -> bytes:
     return bytes([number << 3 | 2, len(data) & 0x7F | 0x80, len(data) >> 7]) + data
 
 
-def _onnx(height: int, width: int, flat: bool) -> bytes:
-    """A network that gives the mean colour, (B, 3), or (B, 3, 1, 1) where not `flat`; ONNX's protobuf by hand."""
+def _onnx(height: int | str, width: int | str, flat: bool, square: bool) -> bytes:
+    """A network that gives the mean colour, (B, 3), or (B, 3, 1, 1) where not `flat`; ONNX's protobuf by hand.
+
+    `square`: of the picture times itself, so that it runs on square pictures alone.
+    """
 
     def tensor(name: str, shape: list[int | str]) -> bytes:
         dims = b"".join(_field(1, _field(1, s) if isinstance(s, int) else _field(2, s)) for s in shape)
         return _field(1, name) + _field(2, _field(1, _field(1, 1) + _field(2, dims)))
 
-    def node(operator: str, source: str, target: str) -> bytes:
-        return _field(1, _field(1, source) + _field(2, target) + _field(4, operator))
+    def node(operator: str, sources: str, target: str) -> bytes:
+        return _field(1, b"".join(_field(1, s) for s in sources) + _field(2, target) + _field(4, operator))
 
     last = "z" if flat else "y"
-    nodes = node("GlobalAveragePool", "x", "y") + (node("Flatten", "y", "z") if flat else b"")
+    nodes = node("MatMul", "xx", "s") if square else b""
+    nodes += node("GlobalAveragePool", "s" if square else "x", "y") + (node("Flatten", "y", "z") if flat else b"")
     shape: list[int | str] = ["batch", 3] if flat else ["batch", 3, 1, 1]
     graph = nodes + _field(2, "tiny") + _field(11, tensor("x", ["batch", 3, height, width]))
     return _field(1, 8) + _field(7, graph + _field(12, tensor(last, shape))) + _field(8, _field(1, "") + _field(2, 13))
@@ -62,11 +66,14 @@ def _onnx(height: int, width: int, flat: bool) -> bytes:
 
 @pytest.fixture
 def tiny_onnx(tmp_path: Path) -> Callable[..., Path]:
-    """Writes an ONNX embedder by mean colour: `tiny_onnx(height, width, flat=True)` gives its path."""
+    """Writes an ONNX embedder by mean colour: `tiny_onnx(height, width, flat=True)` gives its path.
 
-    def write(height: int = 112, width: int = 112, flat: bool = True) -> Path:
+    A side that is a name may have any length.
+    """
+
+    def write(height: int | str = 112, width: int | str = 112, flat: bool = True, square: bool = False) -> Path:
         path = tmp_path / f"colour_{height}x{width}_{flat}.onnx"
-        path.write_bytes(_onnx(height, width, flat))
+        path.write_bytes(_onnx(height, width, flat, square))
         return path
 
     return write

@@ -47,6 +47,18 @@ def test_barred_figures_of_the_card_alone_enter_it(tables: Path) -> None:
     assert entry["value"] == 1.5 and entry["baseline"] == 0.5 and entry["interval"] == [1.0, 2.0]
 
 
+def test_an_original_is_the_same_everywhere_and_enters_once(tables: Path) -> None:
+    content = json.loads(tables.read_text())
+    accuracy = FINDING | {"bar": None, "row": "original", "metric": "accuracy"}
+    content["findings"] = [
+        accuracy | {"condition": "clean"}, accuracy | {"condition": "covered"}, accuracy | {"value": 1.4},
+        FINDING | {"bar": None, "group": "age 0-9"},
+    ]  # fmt: skip
+    tables.write_text(json.dumps(content))
+    main([str(tables), "tiny"])
+    assert [(e["set"], e["value"]) for e in weights.read_card("tiny").metrics] == [("a, clean", 1.5), ("a, clean", 1.4)]
+
+
 def test_figures_of_other_weights_are_refused(tables: Path) -> None:
     content = json.loads(tables.read_text())
     content["header"]["weights"] = "tiny 0123456789abcdef"

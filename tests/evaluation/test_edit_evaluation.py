@@ -8,19 +8,28 @@ import pytest
 import torch
 
 pytest.importorskip("scipy")
-from evaluation import dlib_descriptor, edit_memory, transfer_unit
+from evaluation import dlib_descriptor, edit_memory, transfer_unit, upscale_bars
 from evaluation.edit_bars import COSINE, DISTANCE, flipped, identity_kept, others_changed, seam_excess
 from evaluation.edit_memory import Row, drawn_face, findings
 from evaluation.upscale_bars import sharpness
 from stages.networks.coogan import CooganNet
+from stages.networks.transfer_unit import LightUnit
+from stages.weights import read_card
 
 
 def test_the_light_unit_meets_the_bars_at_every_width(tmp_path: Path) -> None:
     assert transfer_unit.main(["--out", str(tmp_path)]) == 0
     record = json.loads((tmp_path / "transfer_unit.json").read_text())
-    assert len(record["counts"]) == len(transfer_unit.WIDTHS)
+    assert len(record["counts"]) == len(transfer_unit.WIDTHS) and set(record["definitions"]) > {"parameters", "macs"}
     for c in record["counts"]:
         assert c["light_parameters"] <= 0.6 * c["stgan_parameters"] and c["light_macs"] <= 0.4 * c["stgan_macs"]
+
+
+def test_every_unit_of_the_shipped_editor_is_counted() -> None:
+    arguments = read_card("coogan_768").arguments
+    network = CooganNet(arguments["attributes"], arguments["width"], arguments["local_width"])
+    units = [m for m in network.modules() if isinstance(m, LightUnit)]
+    assert [(u.up.out_channels, u.up.in_channels) for u in units] == [w[:2] for w in transfer_unit.WIDTHS]
 
 
 def test_multiplications_are_those_of_the_formula() -> None:
@@ -43,6 +52,15 @@ def test_memory_bars_are_judged() -> None:
     assert [met for *_, met in findings(worse)] == [False, False, False]
     assert findings([Row(768, True, None, None)]) == []
     assert "| 4096 | 126 | 20.0 | 1.19 | 1000 | 30.0 |" in edit_memory.table(worse)
+
+
+def test_sizes_beyond_those_measured_in_one_piece_are_extrapolated_over_the_area_and_marked() -> None:
+    rows = [Row(side, True, 100.0, 1.0) for side in (1000, 2000, 4000)]
+    rows += [Row(1000, False, 150.0, 1.0), Row(2000, False, 450.0, 4.0)]
+    assert edit_memory.extrapolated(rows) == {4000: pytest.approx(1650)}  # 50 and 100 a megapixel
+    text = edit_memory.table(rows)
+    assert "| 1650 (extrapolated) | - |" in text and text.count("(extrapolated)") == 1 and "*n*" in text
+    assert edit_memory.extrapolated(rows[:4]) == {}
 
 
 def test_the_drawn_face_scales() -> None:
@@ -78,6 +96,27 @@ def test_a_seam_shows_and_smoothness_does_not() -> None:
     broken = smooth.copy()
     broken[:, 60:] += 0.05
     assert seam_excess(broken, [60, 120]) > 1
+
+
+def test_every_bar_of_the_upscaler_has_its_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    faces = [rng.integers(0, 256, (512, 512, 3), dtype=np.uint8) for _ in range(3)]
+
+    def enlarge(noise: float) -> upscale_bars.Row:
+        return lambda x: torch.nn.functional.interpolate(x, size=(512, 512)) + noise * torch.rand(3, 512, 512)
+
+    names = ("lanczos", "upscale 1", "upscale 0", "real-esrgan")
+    monkeypatch.setattr(upscale_bars, "rows", lambda *given: {n: enlarge(i / 10) for i, n in enumerate(names)})
+    monkeypatch.setattr(upscale_bars, "restored_thumbnails", lambda faces, config: [torch.rand(1, 3, 128, 128)] * 2)
+    monkeypatch.setattr(upscale_bars.basicsr_adapter, "available", lambda: True)
+    monkeypatch.setattr(upscale_bars.basicsr_adapter, "niqe", lambda picture: float(picture.mean()))
+    found = upscale_bars.measure(faces, "card", "fp32", "chain", timed=True)
+    assert all(f.definition and f.estimate.low <= f.estimate.value <= f.estimate.high for f in found)
+    n = {f.metric: f.estimate.n for f in found if f.section == "bars"}
+    assert n == {
+        "gain over Lanczos at fidelity 1": 3, "NIQE of fidelity 0 over Real-ESRGAN's, clean": 3,
+        "NIQE of fidelity 0 over Real-ESRGAN's, restored": 2, "speed over Real-ESRGAN's": 3,
+    }  # fmt: skip
 
 
 def test_blur_is_less_sharp() -> None:

@@ -1,5 +1,6 @@
 """Templates, the ONNX embedder's checks, and the classifier of covered faces."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,14 @@ def test_wrong_files_and_templates_are_refused(tmp_path: Path) -> None:
     (tmp_path / "some.onnx").write_bytes(b"")
     with pytest.raises(ValueError, match="unknown template 'square'"):
         embedders.OnnxEmbedder(tmp_path / "some.onnx", "square")
+
+
+def test_a_network_that_does_not_run_on_its_template_is_refused(tiny_onnx: Callable[..., Path]) -> None:
+    pytest.importorskip("onnxruntime")
+    path = tiny_onnx("h", "w", square=True)
+    assert embedders.OnnxEmbedder(path, "arcface-112").size == 3
+    with pytest.raises(ValueError, match=r"colour_hxw_True\.onnx does not run on \[64, 3, 112, 96\]: "):
+        embedders.OnnxEmbedder(path, "sphereface-112x96")
 
 
 @pytest.mark.skipif(not MODEL.is_file(), reason="needs the evaluation embedder of the development data")

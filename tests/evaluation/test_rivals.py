@@ -13,19 +13,18 @@ from torch import Tensor
 
 from evaluation import rivals
 from evaluation.rivals import (
-    FFHQ_SIZE,
     Interpolated,
     RealEsrgan,
     SpandrelFile,
     TwoSteps,
     create,
-    into_ffhq,
     opencv_fill,
-    out_of_ffhq,
     seconds_per_face,
     to_size,
 )
 from landmarks.alignment import canonical_points
+from stages import foreign_upscalers
+from stages.foreign_upscalers import FFHQ_SIZE, into_ffhq, out_of_ffhq
 from stages.networks.face_parser import FaceParser
 from stages.networks.super_resolution import Inpainter, PlainNet
 from stages.weights import WeightsError, save_weights
@@ -250,18 +249,12 @@ def test_a_checkpoint_that_holds_objects_or_nothing_known_is_refused(tmp_path: P
 class Descriptor:
     """What spandrel gives for a face restorer that returns its input: the identity, in the range that it is fed."""
 
-    purpose, input_channels, output_channels = "FaceSR", 3, 3
+    purpose, scale, input_channels, output_channels = "FaceSR", 1, 3, 3
 
     def __init__(self, architecture: str) -> None:
         self.architecture, self.seen = SimpleNamespace(id=architecture), []
 
-    def to(self, device: torch.device) -> "Descriptor":
-        return self
-
-    def eval(self) -> "Descriptor":
-        return self
-
-    def model(self, image: Tensor) -> tuple[Tensor]:
+    def model(self, image: Tensor, randomize_noise: bool) -> tuple[Tensor]:
         self.seen.append(image)
         return (image,)
 
@@ -275,7 +268,7 @@ def test_face_restorers_get_their_own_frame_and_range(
     monkeypatch: pytest.MonkeyPatch, architecture: str, low: float
 ) -> None:
     made = Descriptor(architecture)
-    monkeypatch.setattr(rivals, "_checkpoint", lambda path: made)
+    monkeypatch.setattr(foreign_upscalers, "load_checkpoint", lambda path, device: made)
     black = np.zeros((2, 16, 16, 3), np.float32)
     black[1] = 1
     found = SpandrelFile(Path("a.pth"), torch.device("cpu")).restore(black)

@@ -1,5 +1,7 @@
 """The measures of the suite by hand and against scikit-learn; numbers and groups made of their columns."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score
@@ -7,8 +9,8 @@ from sklearn.metrics import f1_score, jaccard_score
 from evaluation.faces import EvaluationFace, bicubic
 from evaluation.suite import measures
 from evaluation.suite.config import ParityOptions
-from evaluation.suite.measures import FAMILIES, Quantity, Sample
-from evaluation.suite.numbers import Measured, groups, numbers, parity
+from evaluation.suite.measures import FAMILIES, SET_MEASURES, Quantity, Sample
+from evaluation.suite.numbers import Measured, groups, leads, numbers, parity
 from evaluation.suite.rows import Made, Views, degraded, from_results
 from evaluation.suite.run import pooled
 from pipeline.restorer import Result
@@ -58,7 +60,7 @@ def test_parsing_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     found = np.where(rng.random(found.shape) < 0.6, truth, found)
     answers = iter([truth, found])
     monkeypatch.setattr(measures, "parse", lambda images: next(answers))
-    columns = measures.parsing(sample(4))
+    columns = measures.parsing(sample(4, images=sample(4).views.truth[:, ::-1]))
     table = {q.name: q for q in FAMILIES["parsing"].quantities}
     made = numbers(Measured("Parsing", "s", "clean", list(table.values()), {"x": columns}, np.arange(4), {"x": ""}))
     value = {f.metric: f.estimate.value for f in made}
@@ -68,6 +70,21 @@ def test_parsing_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     for number, score in zip((0, 1, 2, 13), scores, strict=True):
         assert value[f"F1 {PARSING_CLASSES[number].replace('_', ' ')}"] == pytest.approx(score)
     assert value["pixel accuracy"] == pytest.approx((truth == found).mean())
+
+
+def test_the_parser_is_not_held_against_its_own_answer_on_the_same_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measures, "parse", lambda images: np.ones(images.shape[:3], np.uint8))
+    labelled = replace((given := sample(2)).views.faces[0], parsing=np.ones((128, 128), np.uint8))
+    views = replace(given.views, faces=[labelled, given.views.faces[1]])
+    np.testing.assert_array_equal(measures.parsing(Sample(views, given.made))["agreement"], [1, np.nan])
+    other = replace(given.made, images=given.views.truth[:, ::-1])
+    np.testing.assert_array_equal(measures.parsing(Sample(views, other))["agreement"], [1, 1])
+
+
+def test_a_row_is_compared_with_the_originals_of_other_faces_alone() -> None:
+    (measure,) = (m for m in SET_MEASURES if m.name == "kernel distance")
+    cloud = np.random.default_rng(0).normal(size=(30, 8))
+    assert measure.distance(cloud, cloud) == pytest.approx(0, abs=1e-9) and measure.version == 2
 
 
 def test_landmark_auc_is_the_area_under_the_cumulative_curve(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,6 +229,42 @@ def test_parity_gives_every_group_the_largest_gap_and_the_lowest_share() -> None
     assert [found["V gain", f"age {g}"].value for g in ("0-9", "10-19", "20-29", "70+")] == [1, 2, 3, 99]
     assert found["V gain", "age 70+"].n == 2  # shown, but it does not decide the gap
     assert found["V gain", "age: largest gap"].value == pytest.approx(2)
-    assert found["V gain", "age: lowest over mean"].value == pytest.approx(0.5)
+    lowest = found["V gain", "age: lowest over mean"]
+    assert lowest.value == pytest.approx(1 / gain.mean()) and lowest.n == 62  # of all faces, those of small groups too
     whole = {f.metric: f for f in numbers(given) if f.row == "restored"}
     assert whole["V gain"].estimate.n == 62 and whole["V"].estimate.value == pytest.approx(gain.mean())
+
+
+def test_a_sheet_of_several_faces_belongs_to_no_group() -> None:
+    members = groups(faces(62, LABELS), ParityOptions())
+    (niqe,) = FAMILIES["naturalness"].quantities
+    rows = {row: {"niqe": np.where(np.arange(62) % 9 == 0, 5.0, np.nan)} for row in ("bicubic", "restored")}
+    given = Measured("S", "s", "clean", [niqe], rows, np.arange(62), dict.fromkeys(rows, ""))
+    assert parity(given, members) == [] and {f.metric for f in numbers(given)} == {"NIQE", "NIQE gain"}
+
+
+def against(rivals: tuple[str, ...], ours: np.ndarray) -> Measured:
+    rows = {"bicubic": np.full(40, 20.0), "weak": np.full(40, 19.0), "strong": np.full(40, 22.0), "ours": ours}
+    quantity = Quantity("PSNR", ("psnr",), "d", "dB", gain=True)
+    columns = {row: {"psnr": values} for row, values in rows.items()}
+    cards = dict.fromkeys(rows, "") | {"ours": "card"}
+    return Measured("Fidelity", "s", "clean", [quantity], columns, np.arange(40), cards, rivals)
+
+
+def test_the_lead_is_over_the_best_rival_and_bicubic_is_one() -> None:
+    ours = 22.5 + np.random.default_rng(4).normal(0, 0.1, 40)
+    (found,) = leads(against(("weak", "strong"), ours))
+    assert found.row == "ours" and found.metric == "PSNR lead" and "(strong)" in found.definition
+    assert found.estimate.value == pytest.approx(ours.mean() - 22)
+    (found,) = leads(against(("weak",), ours))
+    assert found.estimate.value == pytest.approx(ours.mean() - 20) and "(bicubic)" in found.definition
+    assert leads(against((), ours)) == []
+
+
+def test_a_lead_that_may_be_chance_is_not_sure() -> None:
+    ours = 22.05 + np.random.default_rng(5).normal(0, 1, 40)
+    ours += 22.05 - ours.mean()
+    (found,) = leads(against(("strong",), ours))
+    assert replace(found, bar=0.0).passed and not replace(found, bar=0.0, surely=True).passed
+    lower = replace(found, bar=0.1, direction="down")
+    assert lower.passed and not replace(lower, surely=True).passed

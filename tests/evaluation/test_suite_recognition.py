@@ -6,7 +6,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.faces import EvaluationFace
 from evaluation.recognition import Pairs, verification_findings, verification_pairs
-from evaluation.suite.config import RecognitionOptions
+from evaluation.suite.config import EvaluationError, RecognitionOptions
 from evaluation.suite.recognition import Vectors, recognition, same_photograph_pairs
 from evaluation.suite.sources import Loaded
 
@@ -103,6 +103,11 @@ def test_faces_that_are_lost_are_counted_and_never_accepted() -> None:
     assert table["Verification", "original", "restored at 1", "accuracy where decidable"].value > 0.95
     assert table["Verification", "original", "restored at 1", "TAR at FAR 1e-1"].value < 0.6
     assert table["Closed-set identification", "original", "restored at 1", "rank-5"].value < 0.7
+    for section in ("Closed-set identification", "Open-set identification"):
+        assert table[section, "original", "restored at 1", "no face"].value == pytest.approx(0.5, abs=0.1)
+        assert table[section, "original", "original", "no face"].value == 0
+        own = table[section, "degraded", "restored at 1", "no face"]  # the enrolled picture may be lost as well
+        assert own.value > table[section, "original", "restored at 1", "no face"].value
 
 
 def test_the_restorers_own_verdict_is_a_third_answer_with_its_rate() -> None:
@@ -111,6 +116,9 @@ def test_the_restorers_own_verdict_is_a_third_answer_with_its_rate() -> None:
     table, _, _ = measured(vectors(PEOPLE, NOISE), {"restored at 0": doubt})
     assert table["Verification", "original", "restored at 0", "not decidable"].value == pytest.approx(0.25, abs=0.08)
     assert table["Verification", "original", "restored at 0", "no face"].value == 0
+    closed = "Closed-set identification"
+    assert table[closed, "original", "restored at 0", "not decidable"].value == pytest.approx(0.25, abs=0.05)
+    assert table[closed, "original", "restored at 0", "no face"].value == 0
     whole = table["Verification", "original", "restored at 0", "accuracy"]
     assert (
         whole.n == table["Verification", "original", "bicubic", "accuracy"].n
@@ -146,6 +154,36 @@ def test_references_are_compared_with_as_originals_and_never_searched_for() -> N
     assert {key[:2] for key in table} == {("Verification", "original")}
     assert table == {key: e for key, e in expected.items() if key[0] == "Verification"}
     assert "only the probes" in why_not["Closed-set identification on set"]
+
+
+def test_groups_have_their_own_figures_and_small_ones_do_not_decide_the_gap() -> None:
+    rows = vectors(PEOPLE, {"original": 0.1, "bicubic": 3.0, "restored at 1": 0.1})
+    names = np.repeat(["able", "weak", "few"], [60, 52, 8])  # people of four pictures each
+    rows["restored at 1"][60:112] = rows["bicubic"][60:112]
+    judged = Vectors(
+        source(PEOPLE), "clean", "judge", rows, {row: np.zeros(120, bool) for row in rows}, dict.fromkeys(rows, ""),
+        {"kind": names},
+    )  # fmt: skip
+    found, _ = recognition(judged, RecognitionOptions(galleries=("original",)), 0, {})
+    table = {(f.section, f.metric, f.group): f for f in found if f.row == "restored at 1"}
+    for section, metric in (
+        ("Verification", "accuracy"), ("Verification", "AUC"), ("Closed-set identification", "rank-1"),
+    ):  # fmt: skip
+        each = {g: table[section, metric, f"kind {g}"].estimate for g in ("able", "weak", "few")}
+        whole, gap = table[section, metric, ""].estimate, table[section, metric, "kind: largest gap"]
+        assert each["able"].value > 0.95 > 0.9 > each["weak"].value and each["able"].low <= each["able"].value
+        assert sum(e.n for e in each.values()) == whole.n and gap.estimate.n == each["able"].n + each["weak"].n
+        assert gap.estimate.value == pytest.approx(each["able"].value - each["weak"].value) and gap.direction == "down"
+    mean = sum(table["Verification", "accuracy", f"kind {g}"].estimate.value * (names == g).sum() for g in set(names))
+    assert mean / 120 == pytest.approx(table["Verification", "accuracy", ""].estimate.value, abs=0.02)
+
+
+def test_folds_that_leave_one_kind_of_trial_are_an_error_that_says_so() -> None:
+    people = [f"p{i}" for i in range(8)]
+    pairs = Pairs(np.arange(4), np.arange(4, 8), np.array([True, True, False, False]), np.array([0, 0, 1, 1]))
+    message = "Verification on set.*no threshold can be chosen for fold 0: the others hold 0 genuine and 2 impostor"
+    with pytest.raises(EvaluationError, match=message):
+        measured(vectors(people, {"original": 0.1, "bicubic": 3.0}), given=source(people, pairs=pairs))
 
 
 def test_same_photograph_trials_never_call_another_one_the_same() -> None:

@@ -1,5 +1,6 @@
 """The whole suite on small pictures: what it writes, that it goes on after an interruption, what it refuses."""
 
+import io
 import json
 import re
 from collections.abc import Callable
@@ -7,19 +8,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 
 from evaluation.card_metrics import main as card_metrics
 from evaluation.faces import to_uint8
 from evaluation.restoring import REPOSITORY
-from evaluation.suite import run
+from evaluation.suite import rows, run
 from evaluation.suite.cache import Cache, fingerprint
 from evaluation.suite.config import EvaluationError, load_evaluation
 from evaluation.suite.judges import Judge, build_judge
-from evaluation.suite.rows import Made, Row, baselines, degraded
+from evaluation.suite.rows import Made, Row, baselines, chain_row, degraded, rival_row
 from evaluation.suite.sources import load_source
 from pipeline.cli import main as command
 from pipeline.config import ConfigError
+from stages.degradation.occluders import MEAN_SHAPE
 from stages.weights import read_card
 
 BODY = """version: 1
@@ -268,6 +272,51 @@ def test_a_card_gets_its_numbers_from_the_suite_and_from_no_other_weights(evalua
     tables.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="measure again"):
         card_metrics([str(tables), "prouigan_128"])
+
+
+def test_one_picture_a_person_is_verified_by_group_and_times_keep_the_load_they_were_made_under(
+    evaluation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rng, entries = np.random.default_rng(0), []
+    for i in range(24):
+        buffer = io.BytesIO()
+        colour = rng.integers(0, 256, 3)
+        Image.fromarray(np.full((32, 32, 3), colour, np.uint8)).save(buffer, "PNG")
+        points = (np.asarray(MEAN_SHAPE) / 4).ravel().tolist()
+        entries.append({"id": f"i{i}", "gender": i % 2, "image": buffer.getvalue(), "landmarks": points})
+    pq.write_table(pa.Table.from_pylist(entries), tmp_path / "p.parquet")
+    changes = {
+        "sources": [{"name": "s", "parquet": "p.parquet"}], "conditions": {"clean": {}}, "parity": {"sources": ["s"]},
+        "rivals": [], "bars": [], "measures": ["fidelity"], "plots": False,
+    }  # fmt: skip
+    evaluation.write_text(yaml.safe_dump(yaml.safe_load(evaluation.read_text()) | changes))
+    found: list[dict[tuple[str, str, str, str], object]] = []
+    for load in (3.0, 9.0):
+        monkeypatch.setattr(rows.os, "getloadavg", lambda load=load: (load, 0.0, 0.0))
+        outcome = run.evaluate(load_evaluation(evaluation), tmp_path / "out", device="cpu", precision="fp32")
+        found.append({(f.section, f.metric, f.row, f.group): f.estimate for f in outcome.findings})
+        assert found[-1]["Time and memory", "load", "restored at 1", ""].value == 3  # type: ignore[attr-defined]
+    for metric in ("accuracy", "AUC"):
+        groups = [found[0]["Verification", metric, "original", f"gender {g}"] for g in ("female", "male")]
+        assert [e.n for e in groups] == [24, 24] and min(e.value for e in groups) > 0.8  # type: ignore[attr-defined]
+        assert ("Verification", metric, "original", "gender: largest gap") in found[0]
+    assert repr(found[0]) == repr(found[1]) and outcome.cache.misses == 0
+    without = load_evaluation(evaluation, ["recognition.same_photograph=false"])
+    outcome = run.evaluate(without, tmp_path / "out", device="cpu", precision="fp32")
+    assert outcome.not_measured["Recognition on s"] == "its faces carry no identity"
+
+
+def test_a_rival_is_kept_by_device_and_a_chain_of_several_cards_judges_none(
+    tiny_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "pick_device", torch.device)
+    there = [rival_row("lanczos", tmp_path, device) for device in ("cpu", "cuda")]  # type: ignore[arg-type]
+    assert there[0].fingerprint != there[1].fingerprint and there[0].weights == ""
+    assert chain_row("x", tiny_chain, None, "cpu", "fp32").weights == "prouigan_128"
+    monkeypatch.undo()
+    edited = chain_row("edited", REPOSITORY / "configs/evaluate/chains/edited.yaml", None, "cpu", "fp32")
+    assert edited.weights == ""
 
 
 @pytest.mark.slow

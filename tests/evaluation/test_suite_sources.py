@@ -79,6 +79,18 @@ def test_a_folder_per_person_gives_people_and_counts_what_cannot_be_read(tmp_pat
     assert made.faces[0].image.shape == (128, 128, 3) and made.faces[0].landmarks is None
 
 
+def test_a_picture_that_breaks_off_in_the_middle_is_unreadable_and_ends_nothing(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "faces", {"ann": 1, "bob": 1})
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)).save(buffer, "PNG")
+    data = buffer.getvalue()
+    second = data.rindex(b"IDAT")  # of two: Pillow reads the header, and meets the damage when it decodes
+    (folder / "ann" / "ann_0002.png").write_bytes(data[:second] + b"\1DAT" + data[second + 4 :])
+    (folder / "ann" / "ann_0003.png").write_bytes(data[: len(data) // 2])
+    made = load(tmp_path, "{name: f, folder: faces, framing: canonical}")
+    assert made is not None and len(made.faces) == 2 and made.counts == {"unreadable picture": 2}
+
+
 @pytest.mark.parametrize("broken", [True, False])
 def test_an_empty_gallery_is_an_error(tmp_path: Path, broken: bool) -> None:
     (tmp_path / "faces" / "ann").mkdir(parents=True)
@@ -123,6 +135,15 @@ def test_pairs_that_name_missing_files_are_an_error_that_names_them(tmp_path: Pa
     tree(tmp_path / "faces", {"ann": 1, "bob": 2})
     (tmp_path / "pairs.txt").write_text(PAIRS)
     with pytest.raises(EvaluationError, match=r"not in .*faces: line 2: ann/ann_0002; line 5: ann/ann_0002"):
+        load(tmp_path, "{name: f, folder: faces, pairs: pairs.txt, framing: canonical}")
+
+
+def test_trials_of_one_kind_are_an_error(tmp_path: Path) -> None:
+    folder = tree(tmp_path / "faces", {"ann": 2, "bob": 2})
+    for name in ("ann", "bob"):
+        (folder / name / f"{name}_0002.png").write_bytes(b"")
+    (tmp_path / "pairs.txt").write_text(PAIRS.replace("ann\t2\tbob\t2", "ann\t1\tbob\t1"))
+    with pytest.raises(EvaluationError, match="pairs.txt leaves impostor trials only; both kinds are needed"):
         load(tmp_path, "{name: f, folder: faces, pairs: pairs.txt, framing: canonical}")
 
 

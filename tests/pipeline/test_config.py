@@ -91,6 +91,24 @@ def test_a_stage_that_reads_what_nobody_wrote_is_refused(monkeypatch: pytest.Mon
         load_chain(chain)
 
 
+@pytest.mark.parametrize(
+    ("stages", "said"),
+    [
+        ([{"stage": "resample", "size": 128}, {"stage": "prouigan"}], "takes face crops of 12 to 64 px"),
+        ([{"stage": "prouigan"}, {"stage": "prouigan"}], "would get 128 px"),
+        ([{"stage": "resample", "size": 32}, {"stage": "upscale"}], "would get 32 px"),
+    ],
+)
+def test_a_stage_that_takes_no_pictures_of_the_size_before_it_is_refused(
+    stages: list[dict[str, object]], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.config.read_checked", lambda name: None)  # with or without the shipped weights
+    with pytest.raises(ConfigError, match=rf"stages\[1\]\.stage = .*{said}"):
+        load_chain({"version": 1, "name": "t", "stages": stages})
+    fitting = [{"stage": "resample", "size": 48}, {"stage": "prouigan"}, {"stage": "upscale"}]
+    assert len(load_chain({"version": 1, "name": "t", "stages": fitting}).stages) == 3
+
+
 def test_missing_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(STAGES, "weighty", NeedsWeights)
     with pytest.raises(ConfigError, match=r"stages\[0\]\.weights = 'not_there_v9': no card"):

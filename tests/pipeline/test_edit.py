@@ -1,6 +1,5 @@
 """The command `edit`: small and large pictures, bands of rows, records, and requests that cannot be met."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,12 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor, nn
 
-from pipeline.cli import main
-from pipeline.editing import edit, edit_chain, strength_sheet
-from pipeline.large import PngRows, takes
+from pipeline import large
+from pipeline.cli import build_parser, main
+from pipeline.config import load_chain
+from pipeline.editing import contact_sheet, edit, edit_chain, strength_sheet
+from pipeline.images import Limits, to_uint8
+from pipeline.large import PngRows, reduced, takes
 from stages import coogan as stage_module
 from stages.face_frame import PART_CENTRES
 from stages.networks.coogan import CooganNet
@@ -46,7 +48,9 @@ class BrightParser(FaceParser):
 
 
 @pytest.fixture
-def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Tiny networks in place of the shipped ones; names of those that were loaded."""
+    loaded: list[str] = []
     monkeypatch.setenv(WEIGHTS_ENV, str(tmp_path / "weights"))
     torch.manual_seed(0)
     network = CooganNet(**NETWORK)
@@ -58,9 +62,11 @@ def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_weights("face_parser", FaceParser(8, 1), CARD | parser, torch.float32)
 
     def load(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        loaded.append(name)
         return BrightParser() if name == "face_parser" else load_network(name, device, dtype)
 
     monkeypatch.setattr(stage_module, "load_network", load)
+    return loaded
 
 
 def picture(seed: int, size: tuple[int, int], grey: bool = False) -> np.ndarray:
@@ -93,7 +99,7 @@ def records(output: Path) -> dict[str, dict[str, Any]]:
     return {r["input"]: r for r in map(json.loads, lines)}
 
 
-def test_every_kind_of_picture_ends_as_it_should(editor: None, faces: Path, tmp_path: Path) -> None:
+def test_every_kind_of_picture_ends_as_it_should(editor: list[str], faces: Path, tmp_path: Path) -> None:
     assert run(faces, tmp_path / "out", "--set-attribute", "smiling=1", "--set-attribute", "age=-0.5") == 1
     found = records(tmp_path / "out")
     assert {n: r["status"] for n, r in found.items()} == {
@@ -110,23 +116,75 @@ def test_every_kind_of_picture_ends_as_it_should(editor: None, faces: Path, tmp_
     assert not list((tmp_path / "out").rglob(".revisage-*"))
 
 
-def test_bands_give_what_the_picture_in_one_piece_gives(editor: None, faces: Path, tmp_path: Path) -> None:
-    run(faces, tmp_path / "out", "--set-attribute", "smiling=1")
-    for name, source in (("large.png", "large.png"), ("grey.png", "grey.png"), ("photo.jpg.png", "photo.jpg")):
-        whole = edit([faces / source], {"smiling": 1.0}, device="cpu", precision="fp32")[0]
+def write_kinds(folder: Path) -> list[Path]:
+    """A picture of each kind that is edited in bands, none of them square."""
+    folder.mkdir()
+    image, veil = Image.fromarray(picture(5, (300, 250))), Image.linear_gradient("L").resize((250, 300))
+    toned = Image.fromarray(picture(6, (300, 250), grey=True) + np.array([0, 2, 3], np.uint8))
+    palette = image.quantize(16)
+    glass, grey_glass = image.copy(), image.convert("L")
+    glass.putalpha(veil)
+    grey_glass.putalpha(veil)
+    for orientation in range(2, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        image.save(folder / f"turned{orientation}.jpg", quality=95, exif=exif)
+    exif[0x0112] = 6
+    toned.save(folder / "toned.png", exif=exif)
+    glass.save(folder / "glass.png", exif=exif)
+    image.save(folder / "plate.tif", exif=exif)
+    image.save(folder / "plain.png")
+    toned.convert("L").save(folder / "grey.jpg")
+    grey_glass.save(folder / "grey_glass.png")
+    palette.save(folder / "palette.png", transparency=3)
+    image.convert("CMYK").save(folder / "print.jpg", quality=95)
+    image.convert("1").save(folder / "bits.png")
+    image.save(folder / "moving.webp", save_all=True, append_images=[toned], lossless=True)
+    return sorted(folder.iterdir())
+
+
+def test_bands_give_what_the_picture_in_one_piece_gives(
+    editor: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, bands, convert = write_kinds(tmp_path / "kinds"), [], large._to_rgb
+
+    def watched(image: Image.Image, notes: dict[str, Any]) -> np.ndarray:
+        bands.append(image.height)
+        return convert(image, notes)
+
+    monkeypatch.setattr(large, "_to_rgb", watched)
+    assert run(tmp_path / "kinds", tmp_path / "out", "--set-attribute", "smiling=1") == 0
+    assert max(bands) == large.BAND_ROWS
+    found = records(tmp_path / "out")
+    for path, whole in zip(paths, edit(paths, {"smiling": 1.0}, device="cpu", precision="fp32"), strict=True):
         assert whole.image is not None and whole.uncertainty is not None
-        bands = np.asarray(Image.open(tmp_path / "out" / "restored" / name)).astype(int)
-        assert bands.shape == whole.image.shape
-        assert np.abs(bands - whole.image).max() <= 1  # the reduced picture is averaged in another order
-        map_ = np.asarray(Image.open(tmp_path / "out" / "uncertainty" / name)).astype(int)
-        assert np.abs(map_ - whole.uncertainty * 255).max() < 3
-        assert (
-            np.abs(bands - np.asarray(Image.open(faces / source).convert(whole.image.ndim == 2 and "L" or "RGB"))).max()
-            > 2
+        assert found[path.name]["notes"] == json.loads(json.dumps(whole.notes | {"in_bands": True})), path.name
+        image, map_ = (
+            np.asarray(Image.open(tmp_path / "out" / found[path.name]["output"].replace("restored", folder, 1)))
+            for folder in ("restored", "uncertainty")
         )
+        assert np.array_equal(image, whole.image), path.name
+        assert np.array_equal(map_, to_uint8(whole.uncertainty)) and map_.max() > 20, path.name
+    notes = {name: record["notes"] for name, record in found.items()}
+    assert [notes[f"turned{i}.jpg"]["exif_orientation"] for i in range(2, 9)] == list(range(2, 9))
+    assert notes["glass.png"].items() >= {("mode", "RGBA"), ("alpha", "laid over mid-grey"), ("exif_orientation", 6)}
+    assert notes["palette.png"]["mode"] == "P" and notes["print.jpg"]["mode"] == "CMYK"
+    assert notes["moving.webp"]["frames"] == "first of 2"
 
 
-def test_a_second_run_keeps_what_stands_and_verify_agrees(editor: None, faces: Path, tmp_path: Path) -> None:
+def test_damage_in_the_middle_is_found_while_decoding(editor: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(picture(5, (400, 300))).save(folder / "a.png", exif=exif)
+    data = (folder / "a.png").read_bytes()
+    (folder / "a.png").write_bytes(data[: len(data) // 2])
+    assert run(folder, tmp_path / "out", "--set-attribute", "smiling=1") == 1
+    assert records(tmp_path / "out")["a.png"]["status"] == "corrupt"
+
+
+def test_a_second_run_keeps_what_stands_and_verify_agrees(editor: list[str], faces: Path, tmp_path: Path) -> None:
     (faces / "broken.png").unlink()
     assert run(faces, tmp_path / "out", "--set-attribute", "smiling=1") == 0
     stamp = (tmp_path / "out" / "restored" / "large.png").stat().st_mtime_ns
@@ -140,14 +198,15 @@ def test_a_second_run_keeps_what_stands_and_verify_agrees(editor: None, faces: P
     [
         (["--set-attribute", "smilling=1"], 'did you mean "smiling"'),
         (["--set-attribute", "age=7"], "expected a strength from -2 to"),
-        (["--set-attribute", "hat=1"], "unknown attribute 'hat'; known: smiling, age, eyeglasses"),
+        (["--set-attribute", "hat=1"], "weights have not learned hat; they know smiling, age, eyeglasses"),
         ([], "no attribute to change"),
         (["--set-attribute", "age=1", "--editor", "l2mgan"], "--editor l2mgan: not part of this version; here: coogan"),
         (["--set-attribute", "age=1", "-c", "configs/bicubic.yaml"], "no stage 'coogan' in it"),
+        (["--set-attribute", "age=1", "--sheet", "-o", "s3://bucket/out"], "--sheet: needs an output folder on this"),
     ],
 )
 def test_requests_that_cannot_be_met_touch_nothing(
-    editor: None, faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wanted: list[str], message: str
+    editor: list[str], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], wanted: list[str], message: str
 ) -> None:
     assert run(faces, tmp_path / "out", *wanted) == 2
     assert message in capsys.readouterr().err
@@ -163,7 +222,9 @@ def test_missing_weights_name_the_way_to_train_them(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(editor: None, faces: Path, tmp_path: Path) -> None:
+def test_a_picture_over_the_limit_is_refused_before_it_is_decoded(
+    editor: list[str], faces: Path, tmp_path: Path
+) -> None:
     assert run(faces / "large.png", tmp_path / "out", "--set-attribute", "age=1", "--max-pixels", "200000") == 1
     assert records(tmp_path / "out")["large.png"]["status"] == "unsupported"
 
@@ -174,18 +235,79 @@ def test_a_number_is_asked_for(faces: Path, tmp_path: Path, capsys: pytest.Captu
     assert stop.value.code == 2 and "the strength is no number" in capsys.readouterr().err
 
 
+def test_pictures_of_8192_px_are_taken_unless_asked_otherwise() -> None:
+    limits = [build_parser().parse_args([c, "-i", "a", "-o", "b"]).max_pixels for c in ("edit", "restore", "degrade")]
+    assert limits == [8192 * 8192, 64_000_000, 64_000_000]
+
+
 def test_attributes_replace_those_of_a_chain() -> None:
-    chain = edit_chain("coogan", {"age": 1.0}, "configs/restore_edit.yaml")
-    assert [s["stage"] for s in chain["stages"]] == ["prouigan", "upscale", "coogan"]
-    assert chain["stages"][2]["attributes"] == {"age": 1.0}
-    assert edit_chain("coogan", {}, "configs/restore_edit.yaml")["stages"][2]["attributes"] == {"smiling": 1.0}
+    source, overrides = edit_chain("coogan", {"age": 1.0}, "configs/restore_edit.yaml")
+    chain = load_chain(source, overrides=overrides, check_weights=False)
+    assert chain.origin == str(source) and [s.name for s in chain.stages] == ["prouigan", "upscale", "coogan"]
+    assert chain.resolved()["stages"][2]["attributes"] == {"age": 1.0}
+    source, overrides = edit_chain("coogan", {}, "configs/restore_edit.yaml")
+    chain = load_chain(source, overrides=overrides, check_weights=False)
+    assert chain.resolved()["stages"][2]["attributes"] == {"smiling": 1.0}
 
 
-def test_a_sheet_shows_one_face_at_all_strengths(editor: None, faces: Path) -> None:
+def test_a_folder_stands_for_the_pictures_in_it(editor: list[str], faces: Path) -> None:
+    (faces / "sub").mkdir()
+    (faces / "small.png").rename(faces / "sub" / "small.png")
+    found = edit([faces, faces / "grey.png"], {"smiling": 1.0}, device="cpu", precision="fp32")
+    names = ["broken.png", "grey.png", "large.png", "nobody.png", "photo.jpg", "sub/small.png", "grey.png"]
+    assert [result.source for result in found] == [str(faces / name) for name in names]
+    assert [result.status for result in found] == ["corrupt", "ok", "ok", "no_face", "ok", "ok", "ok"]
+    with pytest.raises(TypeError, match="expected a list"):
+        edit(str(faces), {"smiling": 1.0})
+
+
+# ---- contact sheets
+
+
+def test_a_sheet_shows_one_face_at_all_strengths(editor: list[str], faces: Path) -> None:
     sheet = strength_sheet(faces / "small.png", "age", [-1, 0, 1], device="cpu", precision="fp32")
     assert sheet.shape == (256, 768, 3)
     tiles = np.split(sheet, 3, 1)
+    for tile, strength in zip(tiles, (-1, 0, 1), strict=True):
+        alone = edit([faces / "small.png"], {"age": strength}, device="cpu", precision="fp32")[0].image
+        assert alone is not None
+        assert np.array_equal(tile, np.asarray(Image.fromarray(alone).resize((256, 256), Image.Resampling.LANCZOS)))
     assert not np.array_equal(tiles[0], tiles[2])
+
+
+def test_a_sheet_loads_the_weights_once(editor: list[str], faces: Path) -> None:
+    images = [faces / "small.png", faces / "nobody.png"]
+    sheet = contact_sheet(images, ["age", "smiling"], [-1, 0.5, 1], device="cpu", precision="fp32")
+    assert sheet.shape == (4 * 256, 3 * 256, 3)
+    assert editor == ["coogan_768", "face_parser"]
+    assert (sheet[512:] == 128).all() and not np.array_equal(sheet[:256, 512:], sheet[256:512, 512:])
+
+
+def test_a_run_draws_its_sheet_beside_the_report(editor: list[str], faces: Path, tmp_path: Path) -> None:
+    (faces / "broken.png").unlink()
+    wanted = ("--set-attribute", "age=1", "--set-attribute", "smiling=-0.5", "--sheet")
+    assert run(faces, tmp_path / "out", *wanted) == 0
+    with Image.open(tmp_path / "out" / "_run" / "sheet.png") as sheet:
+        assert sheet.width == 160 + 5 * 256 and sheet.height > 24 + 5 * 2 * 256  # the standing words below it
+        said = json.loads(sheet.text["Revisage"])
+        assert said["attributes"] == ["age", "smiling"] and "Not for identification" in sheet.text["Disclaimer"]
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert run(faces, tmp_path / "dry", *wanted, "--dry-run") == 0 and not (tmp_path / "dry").exists()
+
+
+def test_a_large_picture_is_reduced_in_bands(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.fromarray(picture(7, (600, 900))).save(tmp_path / "a.png", exif=exif)
+    found = reduced(tmp_path / "a.png", Limits(), 200)
+    with Image.open(tmp_path / "a.png") as image:
+        expected = image.transpose(Image.Transpose.ROTATE_90).reduce(5)
+    assert found is not None and np.array_equal(found, np.asarray(expected))
+    Image.fromarray(np.zeros((300, 300), np.uint16)).save(tmp_path / "deep.png")
+    assert reduced(tmp_path / "deep.png", Limits(), 200) is None
+
+
+# ---- files
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -203,11 +325,6 @@ def test_a_png_written_in_rows_reads_back(tmp_path: Path, channels: int) -> None
         assert np.array_equal(np.asarray(image), pixels)
 
 
-def test_only_plain_pictures_are_edited_in_bands() -> None:
-    assert takes(Image.new("RGB", (4, 4))) and takes(Image.new("L", (4, 4)))
-    assert not takes(Image.new("RGBA", (4, 4))) and not takes(Image.new("I;16", (4, 4)))
-    turned, data = Image.new("RGB", (4, 4)), io.BytesIO()
-    exif = turned.getexif()
-    exif[0x0112] = 6
-    turned.save(data, "JPEG", exif=exif)
-    assert not takes(Image.open(data))
+def test_all_but_16_bits_are_edited_in_bands() -> None:
+    assert all(takes(Image.new(mode, (4, 4))) for mode in ("RGB", "L", "RGBA", "LA", "P", "CMYK", "1"))
+    assert not takes(Image.new("I;16", (4, 4)))

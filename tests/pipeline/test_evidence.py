@@ -78,6 +78,23 @@ def test_measured_and_generated_results_never_share_a_folder(
         restore(folder, tmp_path / "made", FORENSIC, workers=1)
 
 
+def test_what_a_model_made_is_no_input_of_the_forensic_profile(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], learned: dict[str, Any]
+) -> None:
+    assert restore(folder, tmp_path / "made", learned, workers=1) == 0
+    assert restore(tmp_path / "made" / "restored", tmp_path / "out", FORENSIC, workers=1) == 1
+    found = list(records(tmp_path / "out").values())
+    assert found and all(r["status"] == "unsupported" and "a learned model made it" in r["error"] for r in found)
+    assert restore(tmp_path / "made" / "restored", tmp_path / "again", RESAMPLE, workers=1) == 0
+    assert restore(folder, tmp_path / "measured", FORENSIC, workers=1) == 0
+    assert restore(tmp_path / "measured" / "restored", tmp_path / "twice", FORENSIC, workers=1) == 0
+
+
+def test_registration_and_averaging_belong_to_the_forensic_profile() -> None:
+    stages = [{"stage": "detect", "backend": "boxes"}, {"stage": "fuse"}, {"stage": "resample", "size": 32}]
+    assert load_chain({"version": 1, "name": "x", "profile": "forensic", "stages": stages}).profile == "forensic"
+
+
 def test_the_shipped_forensic_chain_runs_and_records_what_it_did(
     folder: Path, tmp_path: Path, restore: Callable[..., int]
 ) -> None:

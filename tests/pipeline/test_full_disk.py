@@ -1,5 +1,6 @@
 """An output that cannot be written: a typed word, no torn file, and the same tree once there is room."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -94,6 +95,19 @@ def test_a_limit_on_the_size_of_files_is_told_and_leaves_no_torn_file(folder: Pa
     sound(out)
     assert run(Request((str(folder),), out, LARGE, workers=1)) == 0
     assert len(records(out)) == 40
+
+
+def test_a_disk_that_fills_while_a_large_picture_is_edited_ends_the_run(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipeline.worker.LARGE_PIXELS", 100)
+    monkeypatch.setattr("pipeline.large.editor_of", lambda chain: object())
+    monkeypatch.setattr("pipeline.large.edit_picture", full)
+    with pytest.raises(OutputLostError, match="No space left on device"):
+        restore(folder, tmp_path / "out", LARGE, workers=1)
 
 
 def test_a_second_run_into_the_same_output_is_refused_while_the_first_is_at_work(

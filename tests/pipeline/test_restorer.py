@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from pipeline import Restorer, Result
@@ -44,7 +45,7 @@ def test_results_come_in_order_with_names() -> None:
 
 def test_what_is_wrong_with_a_picture_is_in_its_result(tmp_path: Path) -> None:
     wrong: list[Any] = [
-        np.zeros((16, 16, 4), np.uint8),
+        np.zeros((16, 16, 5), np.uint8),
         np.full((16, 16), 3.0),
         np.zeros((16, 16), np.int64),
         tmp_path / "no.png",
@@ -63,6 +64,21 @@ def test_grey_in_grey_out() -> None:
 def test_lists_of_another_length_are_refused() -> None:
     with pytest.raises(ValueError, match="masks: expected 1 entries"):
         restorer().restore([colour(0)], masks=[])
+
+
+def test_one_picture_is_not_taken_for_many_and_every_number_of_channels_is_known(tmp_path: Path) -> None:
+    ready, one = restorer(), colour(3)
+    Image.fromarray(one).save(tmp_path / "a.png")
+    for single in (str(tmp_path / "a.png"), tmp_path / "a.png", one, Image.fromarray(one), torch.zeros(2, 16, 16, 3)):
+        with pytest.raises(TypeError, match=r"restore\(\[x\]\)"):
+            ready.restore(single)  # type: ignore[arg-type]
+    assert len(ready.restore(np.stack([one, one, one]))) == 3  # type: ignore[arg-type]
+    grey, clear = one[..., :1], np.dstack([one, np.full((16, 16), 255, np.uint8)])
+    found = ready.restore([one, clear, grey, grey[..., 0], grey.astype(np.float32) / 255])
+    assert all(r.image is not None for r in found)
+    assert np.array_equal(found[0].image, found[1].image) and np.array_equal(found[2].image, found[3].image)
+    assert np.array_equal(found[3].image, found[4].image)
+    assert ready.restore([np.zeros((16, 16, 2), np.uint8)])[0].status == "unsupported"
 
 
 def test_equal_content_draws_equal_seeds_and_other_runs_others() -> None:

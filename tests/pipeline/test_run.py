@@ -306,6 +306,36 @@ def test_verify_finds_planted_files_changed_inputs_and_damaged_records(
             verify(out)
 
 
+def test_verify_finds_forged_records_and_lines_left_out(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    (folder / "bad.png").write_bytes(b"not a picture")
+    restore(folder, out, workers=1)
+    assert verify(out) == 0
+    run_file, journal = out / "_run" / "run.json", out / "_run" / "journal.jsonl"
+    run, honest = json.loads(run_file.read_text()), journal.read_bytes()
+    lines = [json.loads(line) for line in honest.splitlines()]
+    for name, key, lie in (
+        ("face00.png", "verdict", "not_decidable"), ("face00.png", "reason", "too dark"),
+        ("face01.png", "seed", 3), ("bad.png", "error", "it was fine"), ("bad.png", "status", "no_face"),
+    ):  # fmt: skip
+        forged = [line | {key: lie} if line["input"].endswith(name) else line for line in lines]
+        journal.write_text("".join(json.dumps(line) + "\n" for line in forged))
+        run_file.write_text(json.dumps(run | {"journal_sha256": sha256(journal.read_bytes())}))
+        capsys.readouterr()
+        assert verify(out) == 1 and f"made again, {key} is" in capsys.readouterr().out
+    run_file.write_text(json.dumps(run))
+    journal.write_bytes(honest)
+    assert verify(out) == 0
+    journal.write_bytes(b"\n".join(honest.splitlines()[1:]) + b"\n")
+    gone = lines[0]["output"]
+    if gone:
+        (out / gone).unlink()
+    capsys.readouterr()
+    assert verify(out) == 1 and "the journal is not the one of run.json" in capsys.readouterr().out
+
+
 def test_empty_places_and_words_for_numbers_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, reason in (
         (["-i", "", "-o", "x"], "--input: is empty"),

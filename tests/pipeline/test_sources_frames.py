@@ -253,6 +253,56 @@ def test_hostile_files_are_accounted_for_and_nothing_escapes(
     assert {p.name for p in tmp_path.iterdir()} == before | {"out", "listed"}
 
 
+def test_a_face_too_small_in_its_frame_is_not_decidable_however_large_it_was_cut(
+    tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    folder, boxes = tmp_path / "in", tmp_path / "boxes.csv"
+    folder.mkdir()
+    (folder / "f.png").write_bytes(png(frame(1)))
+    boxes.write_text("image,x,y,w,h\nf.png,2,10,11,11\nf.png,28,10,13,13\n")
+    assert restore(folder, tmp_path / "out", BOXES, boxes=boxes, workers=1) == 0
+    small, large = (by_face(tmp_path / "out")["f.png", face] for face in (0, 1))
+    assert (small["status"], small["verdict"]) == ("review", "not_decidable")
+    assert small["reason"] == "too small: 11 px a side, under 12" and large["status"] == "ok"
+
+
+def test_names_made_of_dots_are_restored_under_names_that_lead_nowhere(
+    tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    rows = ["image,x,y,w,h"]
+    for name in ("...png", "..png"):
+        (folder / name).write_bytes(png(frame(1)))
+        rows.append(f"{name},2,10,24,24")
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("\n".join(rows) + "\n")
+    given = folder / "list.txt"
+    given.write_text("...png\n..png\n")
+    assert restore(given, out, BOXES, boxes=boxes, workers=1) == 0
+    written = {r["output"] for r in lines(out) if r.get("face") == 0}
+    assert len(written) == 2 and all(".." not in Path(p).parts and (out / p).is_file() for p in written)
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out", "boxes.csv"}
+    assert verify(out) == 0
+
+
+def test_an_input_named_as_the_face_of_another_is_refused_by_chains_that_find_faces(
+    tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "a").mkdir(parents=True)
+    for name in ("a.png", "a/face_000.png", "a/face_x.png"):
+        (folder / name).write_bytes(png(frame(1)))
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text("image,x,y,w,h\na.png,2,10,24,24\n")
+    with pytest.raises(InputError, match="overwrite each other") as refused:
+        restore(folder, tmp_path / "out", BOXES, boxes=boxes, workers=1)
+    (named,) = [line.split(" and ") for line in str(refused.value).splitlines() if line.startswith("  ")]
+    assert sorted(Path(name.strip()).name for name in named) == ["a.png", "face_000.png"]
+    assert not (tmp_path / "out").exists()
+    assert restore(folder, tmp_path / "crops", workers=1) == 0  # crops have one face each, at their own names
+
+
 def test_chains_that_cannot_work_are_refused_before_anything_is_read(
     frames: tuple[Path, Path], tmp_path: Path, restore: Callable[..., int]
 ) -> None:
@@ -318,6 +368,22 @@ def test_the_face_of_a_photograph_is_found_and_restored(tmp_path: Path, restore:
     html = (tmp_path / "out" / "_run" / "report.html").read_text()
     assert "a.png, face 0" in html and "b.png" in html
     assert verify(tmp_path / "out") == 0
+
+
+def test_the_report_shows_what_was_dropped_and_the_picture_with_its_faces_put_back(
+    frames: tuple[Path, Path], tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    folder, boxes = frames
+    assert restore(folder, tmp_path / "plain", BOXES, boxes=boxes, workers=1) == 0
+    html = (tmp_path / "plain" / "_run" / "report.html").read_text()
+    assert "<b>f00.png, face 0</b>" in html and "<b>f00.png</b>" not in html and "found and dropped" not in html
+    assert restore(folder, tmp_path / "put", PASTE, boxes=boxes, workers=1) == 0
+    html = (tmp_path / "put" / "_run" / "report.html").read_text()
+    assert "<b>f00.png</b>" in html and 'href="../restored/f00.png"' in html
+    largest = {**BOXES, "stages": [{**BOXES["stages"][0], "select": "largest"}, BOXES["stages"][1]]}
+    assert restore(folder, tmp_path / "one", largest, boxes=boxes, workers=1) == 0
+    html = (tmp_path / "one" / "_run" / "report.html").read_text()
+    assert html.count("2 found and dropped: ") == 12
 
 
 PASTE: dict[str, Any] = {**BOXES, "stages": [*BOXES["stages"], {"stage": "paste", "feather": 0.1}]}

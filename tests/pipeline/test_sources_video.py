@@ -143,8 +143,12 @@ def test_a_video_cut_short_gives_what_is_there(tmp_path: Path) -> None:
     whole = tmp_path / "whole.mkv"
     write_video(whole, [scene(i % 8) for i in range(40)])
     (tmp_path / "cut.mkv").write_bytes(whole.read_bytes()[: whole.stat().st_size * 2 // 3])
-    frames, _ = read(tmp_path / "cut.mkv")
+    frames, video = read(tmp_path / "cut.mkv")
     assert 10 < len(frames) < 40
+    assert video.damaged or video.notes["ends_early"].endswith("of the 1.60 s it announces")
+    for every in (1, 7):
+        _, video = read(whole, every=every)
+        assert "ends_early" not in video.notes and not video.damaged
 
 
 def test_sound_alone_and_no_frame_at_all_are_unsupported(tmp_path: Path) -> None:
@@ -168,8 +172,8 @@ def test_sound_alone_and_no_frame_at_all_are_unsupported(tmp_path: Path) -> None
     assert caught.value.status in ("unsupported", "corrupt")
 
 
-def shot(frame: int, x: float, y: float, who: int, side: float = 24) -> Shot:
-    pixels = thumbnail(who, (24, 24))
+def shot(frame: int, x: float, y: float, who: int, side: float = 24, px: int = 24) -> Shot:
+    pixels = thumbnail(who, (px, px))
     box = Detection((x, y, side, side), 0.9)
     return Shot(frame, frame / 25, quality_of(box, side), box, Cut(pixels, np.eye(2, 3)), False)
 
@@ -186,6 +190,17 @@ def test_tracks_follow_faces_that_cross_and_end_after_a_gap() -> None:
         assert len(track.shots()) == 3
     assert [t.seen for t in tracker.tracks] == [20, 19]
     assert len(tracker.add([], 40, 1.6)) == 2 and not tracker.finish()
+
+
+@pytest.mark.parametrize(("large", "taken"), [(1, 16), (9, 24)])
+def test_one_larger_shot_does_not_cost_the_others_of_a_track(large: int, taken: int) -> None:
+    tracker = Tracker(VideoConfig(), keep=10)
+    for i in range(10):
+        tracker.add([shot(i, 10 + i, 10, 1, 25, 24) if i < large else shot(i, 10 + i, 10, 1, 22, 16)], i, i / 25)
+    (track,) = tracker.finish()
+    shots = track.shots()
+    assert {len(s.cut.pixels) for s in shots} == {taken} and len(shots) == 9
+    assert [s.quality for s in shots] == sorted((s.quality for s in shots), reverse=True)
 
 
 def test_another_face_in_the_same_place_is_another_track() -> None:

@@ -241,7 +241,7 @@ def test_wrong_requests_are_refused(wanted: dict[str, float], message: str) -> N
 def test_an_attribute_the_weights_do_not_know_is_refused(weights: Path) -> None:
     chain = {"version": 1, "name": "e", "stages": [
         {"stage": "coogan", "weights": "tiny", "attributes": {"beard": 1.0}}]}  # fmt: skip
-    with pytest.raises(ConfigError, match=r"stages\[0\].*unknown attribute 'beard'; known: smiling, age"):
+    with pytest.raises(ConfigError, match=r"stages\[0\].*have not learned beard; they know smiling, age, eyegl"):
         Restorer.from_config(chain, device="cpu", precision="fp32")
 
 
@@ -258,6 +258,17 @@ def test_missing_weights_are_refused_with_the_way_to_train_them(
     chain = {"version": 1, "name": "e", "stages": [{"stage": "coogan", "attributes": {"smiling": 1}}]}
     with pytest.raises(ConfigError, match=r"stages\[0\]\.weights = 'coogan_768'.*train -c configs/train/coogan\.yaml"):
         load_chain(chain)
+
+
+def test_other_attributes_are_asked_of_the_same_networks(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stage(monkeypatch, attributes={"age": 1.0}, patch=192)
+    other = first.asking({"smiling": -1.0})
+    assert other.editor.network is first.editor.network and other.config.patch == 192
+    assert first.config.attributes == {"age": 1.0} and first.editor.attributes == {"age": 1.0}
+    expected = stage(monkeypatch, attributes={"smiling": -1.0}, patch=192)(faces())
+    assert torch.equal(other(faces()).image, expected.image)
+    with pytest.raises(ValueError, match="have not learned hat"):
+        first.asking({"hat": 1.0})
 
 
 def test_bands_of_rows_are_all_that_is_read(weights: Path) -> None:

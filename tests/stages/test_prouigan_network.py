@@ -97,3 +97,20 @@ def test_the_detail_keeps_no_pattern_of_two_pixels_and_all_of_a_plain_one() -> N
     assert painted([1, -1, -1, 1])[..., 1:-1, 1:-1].abs().max() < 1e-6  # a checkerboard
     assert painted([1, -1, 1, -1])[..., 1:-1, 1:-1].abs().max() < 1e-6  # stripes
     assert torch.allclose(painted([1, 1, 1, 1]), torch.ones(()))
+
+
+def test_the_face_head_sees_where_things_lie_and_changes_nothing_else() -> None:
+    torch.manual_seed(1)
+    plain = ProUiganNet(**TINY)
+    for p in plain.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    headed = ProUiganNet(**TINY, face_width=8)
+    assert not headed.load_state_dict(plain.state_dict(), strict=False).unexpected_keys
+    lq = torch.rand(2, 3, 16, 16)
+    with torch.inference_mode():
+        out, same = headed.eval()(lq), plain.eval()(lq)
+        assert torch.equal(out.images[-1], same.images[-1]) and torch.equal(out.log_noise, same.log_noise)
+        assert out.face_logit.shape == (2,) and not torch.equal(out.face_logit, same.face_logit)
+        features = torch.rand(1, 16, 16, 16)
+        assert headed.face_head is not None
+        assert not torch.allclose(headed.face_head(features), headed.face_head(features.flip(2)))

@@ -1,6 +1,9 @@
 """The stage `upscale`: sizes, agreement with its input, tiles, grey faces, foreign models, missing weights."""
 
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config import ConfigError, load_chain
 from pipeline.restorer import Restorer
+from stages import foreign_upscalers
 from stages import upscale as stage_module
 from stages.batch import FaceBatch
 from stages.consistency import average_to
@@ -126,6 +130,24 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         load_foreign(str(tmp_path / "model.onnx"), CPU)
 
 
+def test_a_checkpoint_lies_beside_its_yaml(tmp_path: Path) -> None:
+    (tmp_path / "some.pth").touch()
+    for name in ("some.pth", str(tmp_path / "some.pth"), "folder/../some.pth"):
+        config = UpscaleConfig.model_validate({"model": name}, context={"folder": tmp_path})
+        assert config.model == str(tmp_path / "some.pth")
+        assert UpscaleConfig.model_validate(config.model_dump()) == config  # what a run records
+    named = UpscaleConfig.model_validate({"model": "realesrgan"}, context={"folder": tmp_path})
+    assert named.model == "realesrgan" and Upscale.model_files(named) == RealEsrgan.files()
+
+
+def test_a_chain_whose_checkpoint_is_missing_is_refused(tmp_path: Path) -> None:
+    chain = {"version": 1, "name": "up", "stages": [{"stage": "upscale", "model": str(tmp_path / "none.pth")}]}
+    with pytest.raises(
+        ConfigError, match=r"stages\[0\]\.model = .*none\.pth: no such checkpoint; expected a file, rel"
+    ):
+        load_chain(chain)
+
+
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("spandrel")
     torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pth")
@@ -135,14 +157,16 @@ def test_a_checkpoint_of_another_kind_is_refused(tmp_path: Path) -> None:
 
 def test_a_foreign_network_takes_the_place_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Half:
-        scale = 2
+        scale, face_model = 2, False
 
         def __call__(self, image: Tensor) -> Tensor:
             return image.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
     monkeypatch.setattr(stage_module, "load_foreign", lambda model, device: Half())
-    config = UpscaleConfig(model="some.pth", size=128)
-    assert Upscale.weight_names(config) == ()
+    (tmp_path / "some.pth").touch()
+    config = UpscaleConfig(model=str(tmp_path / "some.pth"), size=128)
+    assert Upscale.weight_names(config) == () and Upscale.model_files(config) == (tmp_path / "some.pth",)
+    assert Upscale.makes_px(config) == 128
     batch = faces()
     out = Upscale(config, CPU, "fp32")(batch).image
     assert out.shape[-1] == 128 and (average_to(out, 32) - batch.image).square().mean() < 1e-5
@@ -161,6 +185,55 @@ def test_an_rrdbnet_checkpoint_loads_through_spandrel(tmp_path: Path) -> None:
     image = faces(1).image
     assert loaded.scale == 4
     torch.testing.assert_close(loaded(image), network(image).detach().clamp(0, 1), atol=1e-4, rtol=0)
+
+
+class FaceRestorer:
+    """What spandrel gives for a face restorer whose answer is what it was shown, in the range that it is shown it."""
+
+    purpose, scale, input_channels, output_channels = "FaceSR", 1, 3, 3
+
+    def __init__(self, architecture: str) -> None:
+        self.architecture, self.seen = SimpleNamespace(id=architecture), []
+
+    def model(self, image: Tensor, randomize_noise: bool) -> tuple[Tensor]:
+        assert not randomize_noise
+        self.seen.append(image)
+        return (image,)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        self.seen.append(image)
+        return image.clamp(0, 1)
+
+
+@pytest.mark.parametrize(("architecture", "low"), [("GFPGAN", -1.0), ("CodeFormer", -1.0), ("RestoreFormer", 0.0)])
+@pytest.mark.parametrize("side", [100, 256])
+def test_a_face_model_sees_whole_faces_in_its_frame(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str, low: float, side: int
+) -> None:
+    made = FaceRestorer(architecture)
+    monkeypatch.setattr(foreign_upscalers, "load_checkpoint", lambda path, device: made)
+    (tmp_path / "face.pth").touch()
+    batch = faces(2, side=side)
+    batch = batch.replace(image=(batch.image - 0.2) / 0.6)  # dark parts as well, which spandrel would clamp away
+    config = UpscaleConfig(model=str(tmp_path / "face.pth"), size=3 * side, tile=96)
+    out = Upscale(config, CPU, "fp32")(batch).image
+    assert [tuple(x.shape) for x in made.seen] == [(1, 3, 512, 512)] * 2
+    assert min(float(x.min()) for x in made.seen) < low + 0.02
+    assert out.shape[-1] == 3 * side and (average_to(out, side) - batch.image).square().mean() < 1e-4
+
+
+def test_further_architectures_are_known_where_their_package_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("spandrel")
+    extra, asked = ModuleType("spandrel_extra_arches"), []
+    extra.__spec__ = ModuleSpec("spandrel_extra_arches", None)
+    extra.install = lambda ignore_duplicates: asked.append(ignore_duplicates)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "spandrel_extra_arches", extra)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "codeformer.pth")
+    with pytest.raises(WeightsError, match="CodeFormer needs the package spandrel-extra-arches"):
+        load_foreign(str(tmp_path / "codeformer.pth"), CPU)
+    assert asked == [True]
 
 
 @pytest.mark.slow

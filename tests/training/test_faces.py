@@ -9,7 +9,8 @@ from PIL import Image
 
 from landmarks.alignment import canonical_points
 from landmarks.scheme import five_points
-from training import faces
+from training import sources
+from training.config import TrainingError
 from training.faces import MARGIN, PACK_SIZE, build_pack
 
 pa = pytest.importorskip("pyarrow")
@@ -61,7 +62,7 @@ def test_validation_faces_are_marked_by_the_list(
     parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "list.txt").write_text("c\nz\n")
-    monkeypatch.setattr(faces, "VALIDATION_LIST", tmp_path / "list.txt")
+    monkeypatch.setattr(sources, "VALIDATION_LIST", tmp_path / "list.txt")
     assert list(build_pack([parquet], tmp_path / "pack", workers=1).validation) == [False, True]
 
 
@@ -71,11 +72,29 @@ def test_a_pack_is_built_once(parquet: Path, tmp_path: Path) -> None:
     assert len(build_pack([parquet], tmp_path / "pack", workers=1).ids) == 2
 
 
+def test_a_pack_of_other_faces_is_not_taken_for_these(parquet: Path, tmp_path: Path) -> None:
+    build_pack([parquet], tmp_path / "pack", workers=1)
+    rows = {"id": ["a", "d"], "image": [png(300, (200, 10, 30)), png(300, (0, 0, 0))]}
+    pq.write_table(pa.table(rows), parquet)
+    with pytest.raises(TrainingError, match=r"set\.parquet has changed"):
+        build_pack([parquet], tmp_path / "pack", workers=1)
+    with pytest.raises(TrainingError, match=r"sets\.parquet is not in it"):
+        build_pack([tmp_path / "sets.parquet"], tmp_path / "pack", workers=1)
+
+
+def test_data_without_faces_leaves_no_pack(tmp_path: Path) -> None:
+    (tmp_path / "list.csv").write_text("id,image\n")
+    with pytest.raises(TrainingError, match=r"list\.csv: neither a folder nor a Parquet file"):
+        build_pack([tmp_path / "list.csv"], tmp_path / "pack", workers=1)
+    pq.write_table(pa.table({"name": ["a"], "image": [b""]}), tmp_path / "named.parquet")
+    with pytest.raises(TrainingError, match="needs the columns id and image"):
+        build_pack([tmp_path / "named.parquet"], tmp_path / "pack", workers=1)
+    pq.write_table(pa.table({"id": ["a"], "image": [b"no picture"]}), tmp_path / "empty.parquet")
+    with pytest.raises(TrainingError, match="holds no picture that can be read"):
+        build_pack([tmp_path / "empty.parquet"], tmp_path / "pack", workers=1)
+    assert not (tmp_path / "pack" / "index.npz").exists()
+
+
 def test_a_missing_source_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nowhere.parquet"):
         build_pack([tmp_path / "nowhere.parquet"], tmp_path / "pack", workers=1)
-
-
-def test_the_shipped_list_holds_every_id_once() -> None:
-    ids = faces.VALIDATION_LIST.read_text().split()
-    assert len(ids) == len(set(ids)) > 3000

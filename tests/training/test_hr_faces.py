@@ -11,6 +11,7 @@ pytest.importorskip("pyarrow")
 from stages.attributes import ATTRIBUTES
 from training import hr_faces
 from training.attribute_labels import FURTHER, label_of_answer, labels_of_row
+from training.config import TrainingError
 from training.hr_faces import PackConfig, build_hr_pack, open_hr_pack, side_for
 
 spec = importlib.util.spec_from_file_location("hr_data", Path(__file__).with_name("hr_data.py"))
@@ -39,6 +40,22 @@ def test_what_is_packed_comes_back(tmp_path: Path) -> None:
     assert np.array_equal(again.picture(4), pack.picture(4)) and list(again.ids) == [f"omi{i}" for i in range(5)]
     assert np.isfinite(pack.labels[:, ATTRIBUTES.index("age")]).all()
     assert np.isnan(pack.labels[:, ATTRIBUTES.index("beard")]).all()
+
+
+def test_a_pack_of_other_faces_is_not_taken_for_these(tmp_path: Path) -> None:
+    hr_data.write_omi(tmp_path / "omi.parquet", 2)
+    build_hr_pack(config(tmp_path))
+    assert build_hr_pack(config(tmp_path)) == tmp_path / "pack"
+    with pytest.raises(TrainingError, match=r"omi\.parquet has changed, or is packed in another way"):
+        build_hr_pack(config(tmp_path, margin=0.1))
+    (tmp_path / "omi.parquet").unlink()  # on another machine
+    assert build_hr_pack(config(tmp_path)) == tmp_path / "pack"
+
+
+def test_a_set_of_small_faces_is_named(tmp_path: Path) -> None:
+    hr_data.write_omi(tmp_path / "omi.parquet", 1, side=60, scale=0.3)
+    with pytest.raises(TrainingError, match=r"omi\.parquet holds no face with landmarks of 48 px"):
+        build_hr_pack(config(tmp_path))
 
 
 def test_count_limits_the_training_faces(tmp_path: Path) -> None:

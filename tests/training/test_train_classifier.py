@@ -17,7 +17,8 @@ import pyarrow.parquet as pq  # noqa: E402
 from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
 from training import train_classifier  # noqa: E402
 from training.config import load_training  # noqa: E402
-from training.faces import VALIDATION_LIST, varied_face  # noqa: E402
+from training.faces import varied_face  # noqa: E402
+from training.sources import VALIDATION_LIST  # noqa: E402
 from training.train_classifier import ClassifierTask, ClassifierTraining, auc, parsed_glasses  # noqa: E402
 
 HELD = VALIDATION_LIST.read_text().split()[:4]  # ids that are never trained on

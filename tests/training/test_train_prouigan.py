@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,16 @@ pa = pytest.importorskip("pyarrow")
 pytest.importorskip("tensorboard")
 import pyarrow.parquet as pq  # noqa: E402
 
+from landmarks.backends import BackendUnavailable, Detector  # noqa: E402
 from landmarks.scheme import MIRROR  # noqa: E402
+from pipeline.cli import main  # noqa: E402
 from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
 from training import train_prouigan  # noqa: E402
+from training.faces import Pack  # noqa: E402
+from training.sources import HELD_ONE_IN, content_id  # noqa: E402
 from training.train_prouigan import frame_matrix  # noqa: E402
+
+HELD = next(i for i in map(str, range(999)) if int(content_id(i.encode()), 16) % HELD_ONE_IN == 0)  # never trained on
 
 NETWORK = {
     "widths": [16, 16, 16],
@@ -41,7 +48,7 @@ def config(tmp_path: Path) -> Path:
         pictures.append(data.getvalue())
     points = (np.asarray(MEAN_SHAPE) + 16).ravel().tolist()
     pq.write_table(
-        pa.table({"id": list("abcdef"), "image": pictures, "landmarks": [points] * 6}), tmp_path / "faces.parquet"
+        pa.table({"id": [*"abcde", HELD], "image": pictures, "landmarks": [points] * 6}), tmp_path / "faces.parquet"
     )
     pq.write_table(pa.table({"id": list("uvw"), "image": pictures[:3]}), tmp_path / "covered.parquet")
     options = {
@@ -77,8 +84,6 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.parametrize("phase", ["trunk", "detail"])
 def test_a_few_steps_lower_the_loss(config: Path, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
-    monkeypatch.setattr(train_prouigan.ProUiganTask, "validate", lambda self, network: {})
-    monkeypatch.setattr(train_prouigan.ProUiganTask, "grid", lambda self, network: None)
     sample = train_prouigan.ProUiganTask.sample
     monkeypatch.setattr(
         train_prouigan.ProUiganTask, "sample", lambda self, index: sample(self, index % 4)
@@ -95,6 +100,79 @@ def test_a_few_steps_lower_the_loss(config: Path, monkeypatch: pytest.MonkeyPatc
         if name.endswith("paint.weight") and p.abs().max() > 0
     }
     assert moved == ({"steps"} if phase == "trunk" else {"detail"})
+    run = config.parent / "run"
+    figures = json.loads((run / "log.jsonl").read_text().splitlines()[-1])["validation"]
+    assert {"gain_faces_clean", "nme_faces_clean", "under_faces_covered"} <= figures.keys()
+    with Image.open(run / "grid_0000010.png") as grid:
+        assert grid.height % (128 * (4 if phase == "trunk" else 5)) == 0
+    counts = yaml.safe_load((run / "config.yaml").read_text())["counts"]
+    assert counts["faces"] == 5 and 0 < counts["covered"] <= 3
+
+
+@pytest.fixture
+def own_faces(config: Path) -> Path:
+    """A training on a folder of four pictures, on which no face is found."""
+    (config.parent / "mine").mkdir()
+    table = pq.read_table(config.parent / "faces.parquet")
+    for i, picture in enumerate(table["image"].to_pylist()[:4]):
+        (config.parent / "mine" / f"{i}.png").write_bytes(picture)
+    options = yaml.safe_load(config.read_text()) | {"data": ["mine"], "covered_data": [], "covered_pack": None}
+    options["loop"] |= {"steps": 2, "device": "auto"}
+    config.write_text(yaml.safe_dump(options))
+    return config
+
+
+def test_a_folder_of_four_pictures_trains(own_faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("dlib")
+    assert main(["train", "-c", str(own_faces), "--dry-run"]) == 0
+    run = own_faces.parent / "run"
+    assert not run.exists()  # so that the real run can begin
+    assert main(["train", "-c", str(own_faces)]) == 0
+    pack, record = Pack.open(own_faces.parent / "pack"), yaml.safe_load((run / "config.yaml").read_text())
+    assert record["counts"] == {"mine": int((~pack.validation).sum())}
+    assert (run / "grid_0000002.png").exists() == bool(pack.validation.any())
+    assert main(["train", "-c", str(own_faces)]) == 2
+    assert "checkpoint.pt exists; go on with --resume" in capsys.readouterr().err
+    assert main(["train", "-c", str(own_faces), "--resume"]) == 0
+    (own_faces.parent / "mine" / "0.png").unlink()
+    assert main(["train", "-c", str(own_faces), "--resume"]) == 2
+    assert "mine has changed" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said_in_one_line(
+    own_faces: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def create(name: str) -> Detector:
+        raise BackendUnavailable(f"no {name} here")
+
+    monkeypatch.setattr("landmarks.backends.create", create)
+    assert main(["train", "-c", str(own_faces)]) == 2
+    assert capsys.readouterr().err == "revisage train: no dlib here\n"
+    options = yaml.safe_load(own_faces.read_text()) | {"data": ["faces.parquet"]}
+    own_faces.write_text(yaml.safe_dump(options))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert main(["train", "-c", str(own_faces)]) == 2
+    said = capsys.readouterr().err
+    assert "tensorboard" in said and "install the extra: pip install 'revisage[train]'" in said
+    own_faces.write_text(yaml.safe_dump(options | {"start": "prouigan_129"}))
+    assert main(["train", "-c", str(own_faces)]) == 2
+    assert "no card" in capsys.readouterr().err
+
+
+def test_wrong_options_are_named_with_file_path_and_nearest_key(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = yaml.safe_load(config.read_text())
+    options["loop"]["stps"] = options["loop"].pop("steps")
+    config.write_text(yaml.safe_dump(options | {"hloe": 2, "network": {"width": [16]}}))
+    assert main(["train", "-c", str(config), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "train.yaml: loop.stps = 10: unknown option of the training; did you mean \"steps\"?" in said
+    assert "train.yaml: hloe = 2: unknown option of the training; did you mean \"hole\"?" in said
+    assert "network has no argument 'width'; did you mean \"widths\"?" in said
+    config.write_text("task: prouigan\nloop: 3\n")
+    assert main(["train", "-c", str(config), "--dry-run"]) == 2
+    assert "train.yaml: pack: the training needs this option and it is missing" in capsys.readouterr().err
 
 
 def test_unknown_options_are_refused(config: Path) -> None:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq  # noqa: E402
 from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
 from training import publish, train_rival  # noqa: E402
 from training.config import load_training  # noqa: E402
-from training.faces import VALIDATION_LIST  # noqa: E402
+from training.sources import VALIDATION_LIST  # noqa: E402
 from training.train_prouigan import ProUiganTask, ProUiganTraining  # noqa: E402
 from training.train_rival import RivalTask, RivalTraining  # noqa: E402
 
@@ -127,11 +127,21 @@ def test_a_rival_is_published_under_its_architecture(restorer: Path, monkeypatch
     card = json.loads((restorer.parent / "weights" / "plain_128.json").read_text())
     assert card["architecture"] == "plain" and card["arguments"]["widths"] == PLAIN["widths"]
     assert set(card["data"]["sets"]) == {"utkface", "covered"}
-    assert card["recipe"]["samples"] == 4
+    assert card["data"]["counts"]["utkface"] == 4  # of 6, two are on the list
+    assert card["data"]["split"].endswith("; of the user's own sets one person in 20, by hash")
+    assert card["recipe"]["samples"] == 4 and "counts" not in card["recipe"]["config"]
     assert str(restorer.parent) not in json.dumps(card)  # no path of this machine
+    record = yaml.safe_load((restorer.parent / "run" / "config.yaml").read_text())
+    del record["counts"]  # as in the runs of long ago
+    (restorer.parent / "run" / "config.yaml").write_text(yaml.safe_dump(record))
+    publish.publish(restorer.parent / "run", "plain_128")
+    assert set(json.loads((restorer.parent / "weights" / "plain_128.json").read_text())["data"]) == {"sets", "split"}
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("rival_*.yaml")), ids=lambda p: p.stem)
+RIVALS = [p for p in sorted(CONFIGS.glob("rival_*.yaml")) if "task: rival" in p.read_text()]  # one is the restorer
+
+
+@pytest.mark.parametrize("path", RIVALS, ids=lambda p: p.stem)
 def test_the_shipped_configurations_load(path: Path) -> None:
     options, _ = load_training(RivalTraining, path)
     assert options.restorer == CONFIGS / "prouigan.yaml"
