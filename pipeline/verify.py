@@ -17,11 +17,7 @@ from PIL import Image
 from pipeline.chain import pick_device
 from pipeline.config import load_chain, weight_hashes
 from pipeline.credentials import RECORD_LABEL, read_manifest, unsigned
-from pipeline.images import (
-    ImageError,
-    file_sha256,
-    sha256,
-)  # fmt: skip
+from pipeline.images import ImageError, file_sha256, sha256
 from pipeline.journal import line_of, read_records
 from pipeline.output import OutputError, OutputFolder
 from pipeline.planning import InputSet, Task, name_hash, record_target, target_of

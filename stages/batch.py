@@ -73,9 +73,12 @@ class FaceBatch:
         return dataclasses.replace(self, **changes)
 
     def to(self, device: torch.device) -> "FaceBatch":
-        """A copy with every tensor on `device`."""
+        """A copy with every tensor on `device`; to a GPU from pinned memory, so that the copies do not wait."""
+        pin = device.type == "cuda"
         tensors = {
-            f.name: v.to(device) for f in dataclasses.fields(self) if isinstance(v := getattr(self, f.name), Tensor)
+            f.name: (v.pin_memory() if pin and v.device.type == "cpu" else v).to(device, non_blocking=pin)
+            for f in dataclasses.fields(self)
+            if isinstance(v := getattr(self, f.name), Tensor)
         }
         return self.replace(**tensors)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pipeline.engine import Request, run
@@ -99,6 +100,41 @@ def test_the_tree_and_the_journal_are_those_of_the_local_engine(
     assert restore(hostile, tmp_path / "ray", RESAMPLE, workers=1) == 1
     summary = json.loads((tmp_path / "ray" / "_run" / "run.json").read_text())
     assert summary["kept_from_earlier_run"] == 40, "the one engine takes the other's results for its own"
+
+
+def test_hostile_frames_and_videos_end_alike_through_both_engines(
+    tmp_path: Path, restore: Callable[..., int], cluster: Any
+) -> None:
+    av = pytest.importorskip("av", reason='the extra "video" is not installed')
+    folder, boxes = tmp_path / "in", tmp_path / "boxes.csv"
+    folder.mkdir()
+    for name in ("f.png", "a..b.png"):
+        (folder / name).write_bytes(png(thumbnail(1, (60, 80))))
+    (folder / "wall.png").write_bytes(huge_png(30_000))
+    (folder / "torn.mkv").write_bytes(b"\x1a\x45\xdf\xa3" + bytes(400))
+    (folder / "empty.mp4").write_bytes(b"")
+    with av.open(str(folder / "sound.mp4"), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 8000
+        container.mux(stream.encode(samples))
+        container.mux(stream.encode(None))
+    rows = ["image,x,y,w,h", "f.png,2,10,24,24", "f.png,500,10,24,24", "a..b.png,28,10,24,24"]
+    boxes.write_text("\n".join([*rows, "../../etc/passwd,1,1,9,9"]) + "\n")
+    chain = {"version": 1, "name": "f", "stages": [{"stage": "detect", "backend": "boxes"}, {"stage": "resample"}]}
+    before = {p.name for p in tmp_path.iterdir()}
+    assert restore(folder, tmp_path / "local", chain, boxes=boxes, workers=1) == 1
+    assert restore(folder, tmp_path / "ray", chain, boxes=boxes, engine="ray", workers=2) == 1
+    assert tree(tmp_path / "ray") == tree(tmp_path / "local")
+
+    def journal(output: Path) -> list[dict[str, Any]]:
+        text = (output / "_run" / "journal.jsonl").read_text(encoding="utf-8")
+        return [{k: v for k, v in json.loads(line).items() if k not in TIMINGS} for line in text.splitlines()]
+
+    found = journal(tmp_path / "ray")
+    assert found == journal(tmp_path / "local")
+    assert {r["input"] for r in found} == {p.name for p in folder.iterdir()}
+    assert {p.name for p in tmp_path.iterdir()} == before | {"local", "ray"}
 
 
 def test_a_killed_worker_changes_nothing(
