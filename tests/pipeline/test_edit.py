@@ -146,13 +146,13 @@ def write_kinds(folder: Path) -> list[Path]:
 def test_bands_give_what_the_picture_in_one_piece_gives(
     editor: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    paths, bands, convert = write_kinds(tmp_path / "kinds"), [], large._to_rgb
+    paths, bands, convert = write_kinds(tmp_path / "kinds"), [], large.to_rgb
 
     def watched(image: Image.Image, notes: dict[str, Any]) -> np.ndarray:
         bands.append(image.height)
         return convert(image, notes)
 
-    monkeypatch.setattr(large, "_to_rgb", watched)
+    monkeypatch.setattr(large, "to_rgb", watched)
     assert run(tmp_path / "kinds", tmp_path / "out", "--set-attribute", "smiling=1") == 0
     assert max(bands) == large.BAND_ROWS
     found = records(tmp_path / "out")
