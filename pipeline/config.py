@@ -37,7 +37,9 @@ class ConfigError(ValueError):
 
 
 class VerdictConfig(StageConfig):
-    """When a result counts as not decidable. The values are careful round numbers, not fitted to any set."""
+    """When a result counts as not decidable. `evaluation.verdict_thresholds` measures where people can no longer be told
+    apart (docs/usage.md): by darkness below .11; by size, cover and uncertainty nowhere within what is taken, so that
+    these bounds are careful round numbers."""
 
     max_occluded_fraction: float = Field(default=0.6, ge=0, le=1)  # share of the face; above it: `review`
     min_face_score: float = Field(default=0.5, ge=0, le=1)  # below it: `no_face`, nothing is written
