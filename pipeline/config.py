@@ -37,7 +37,7 @@ class ConfigError(ValueError):
 
 
 class VerdictConfig(StageConfig):
-    """When a result counts as not decidable. `evaluation.verdict_thresholds` measures where people can no longer be told
+    """When a result counts as not decidable. `evaluation.verdict_thresholds` measures where people cannot be told
     apart (docs/usage.md): by darkness below .11; by size, cover and uncertainty nowhere within what is taken, so that
     these bounds are careful round numbers."""
 

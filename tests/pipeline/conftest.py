@@ -88,6 +88,18 @@ def restore(tmp_path: Path) -> Callable[..., int]:
     return call
 
 
+def write_sound(path: Path) -> None:
+    """A container with a moment of silence and no picture; needs PyAV."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=8000)
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 8000
+        container.mux(stream.encode(samples))
+        container.mux(stream.encode(None))
+
+
 def thumbnail(index: int, size: tuple[int, int] = (16, 16), grey: bool = False) -> np.ndarray:
     """One of a hundred faces as a CCTV thumbnail, (H, W, 3) uint8; tinted like skin unless `grey`."""
     small = Image.fromarray((data.lfw_subset()[index % 100] * 255).astype(np.uint8))

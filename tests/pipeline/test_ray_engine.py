@@ -9,13 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from pipeline.engine import Request, run
 from pipeline.output import OutputError
 from pipeline.storage import RemoteFolder, is_url
-from tests.pipeline.conftest import RESAMPLE, huge_png, png, records, thumbnail, tree
+from tests.pipeline.conftest import RESAMPLE, huge_png, png, records, thumbnail, tree, write_sound
 
 SMALL_BLOCKS = {**RESAMPLE, "cluster": {"rows_per_task": 4}}
 TIMINGS = ("seconds",)
@@ -105,7 +104,7 @@ def test_the_tree_and_the_journal_are_those_of_the_local_engine(
 def test_hostile_frames_and_videos_end_alike_through_both_engines(
     tmp_path: Path, restore: Callable[..., int], cluster: Any
 ) -> None:
-    av = pytest.importorskip("av", reason='the extra "video" is not installed')
+    pytest.importorskip("av", reason='the extra "video" is not installed')
     folder, boxes = tmp_path / "in", tmp_path / "boxes.csv"
     folder.mkdir()
     for name in ("f.png", "a..b.png"):
@@ -113,12 +112,7 @@ def test_hostile_frames_and_videos_end_alike_through_both_engines(
     (folder / "wall.png").write_bytes(huge_png(30_000))
     (folder / "torn.mkv").write_bytes(b"\x1a\x45\xdf\xa3" + bytes(400))
     (folder / "empty.mp4").write_bytes(b"")
-    with av.open(str(folder / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        samples.sample_rate = 8000
-        container.mux(stream.encode(samples))
-        container.mux(stream.encode(None))
+    write_sound(folder / "sound.mp4")
     rows = ["image,x,y,w,h", "f.png,2,10,24,24", "f.png,500,10,24,24", "a..b.png,28,10,24,24"]
     boxes.write_text("\n".join([*rows, "../../etc/passwd,1,1,9,9"]) + "\n")
     chain = {"version": 1, "name": "f", "stages": [{"stage": "detect", "backend": "boxes"}, {"stage": "resample"}]}

@@ -17,7 +17,7 @@ from pipeline.sources.video import Video
 from pipeline.tracks import Shot, Tracker, looks_of, quality_of
 from pipeline.verify import verify
 from stages.base import Cut, Detection
-from tests.pipeline.conftest import colour, png, thumbnail
+from tests.pipeline.conftest import colour, png, thumbnail, write_sound
 from tests.pipeline.test_sources_frames import by_face
 
 av = pytest.importorskip("av", reason="needs the extra video")
@@ -152,12 +152,7 @@ def test_a_video_cut_short_gives_what_is_there(tmp_path: Path) -> None:
 
 
 def test_sound_alone_and_no_frame_at_all_are_unsupported(tmp_path: Path) -> None:
-    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        samples.sample_rate = 8000
-        container.mux(stream.encode(samples))
-        container.mux(stream.encode(None))
+    write_sound(tmp_path / "sound.mp4")
     with pytest.raises(ImageError, match="no picture in it") as caught:
         read(tmp_path / "sound.mp4")
     assert caught.value.status == "unsupported"
