@@ -88,6 +88,11 @@ def test_every_declared_package_has_its_line_in_the_licence_table() -> None:
     assert "iBUG 300-W" in table
 
 
+def test_every_package_that_is_installed_has_its_terms_stated() -> None:
+    told = set(re.findall(r"[a-z0-9]+(?:[-._][a-z0-9]+)*", (ROOT / "LICENCES.md").read_text(encoding="utf-8").lower()))
+    assert {name for name, _, _ in pins() if not name.startswith("nvidia-")} <= told
+
+
 def test_the_licence_is_apache_in_full() -> None:
     text = (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert "Apache License" in text and "END OF TERMS AND CONDITIONS" in text

@@ -83,8 +83,9 @@ def test_a_killed_command_is_started_again_until_it_ends_by_itself(tmp_path: Pat
 
 
 def test_endurance_names_every_bar_that_is_missed() -> None:
-    good = endurance.Endurance(10, 1.0, 10.0, 100.0, 109.0, {"ok": 10}, 10, 0.1, 1.0, 1, 5, 2, True)
+    good = endurance.Endurance(10, 1.0, 10.0, 11.0, 100.0, 109.0, {"ok": 10}, 10, 0.1, 1.0, 4.0, 1, 5, 2, True)
     assert good.problems() == [] and "the same files" in endurance.table(good)
-    bad = replace(good, large_mib=111.0, inputs=9, journal_seconds=6.0, same=False)
-    assert [p.split()[0] for p in bad.problems()] == ["the", "memory", "reading", "the"]
+    assert replace(good, report_seconds=None).problems() == []
+    bad = replace(good, large_mib=111.0, inputs=9, journal_seconds=6.0, report_seconds=6.0, short_rate=12.0, same=False)
+    assert [p.split()[0] for p in bad.problems()] == ["the", "memory", "reading", "opening", "10.0", "the"]
     assert "**other files**" in endurance.table(bad)
