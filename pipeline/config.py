@@ -55,6 +55,9 @@ class MarkingConfig(StageConfig):
     # report: a strip with the standing words under every generated picture of the report; copies: moreover a copy with
     # the strip burnt in below the picture, in _run/marked/, to hand out; none: neither
     strip: Literal["report", "copies", "none"] = "report"
+    # also write sidecars/NAME.json: what the picture says of itself in its text chunks, and its hash, for programs that
+    # read no PNG text or strip it; not beside a signature, which holds all that
+    sidecar: bool = False
 
 
 class SigningConfig(StageConfig):
@@ -448,6 +451,8 @@ def load_chain(
         problems += _profile_problems(document.profile if document else None, entries, origin)
         if "video" in raw and not (entries and issubclass(STAGES[entries[0][1].name], Opening)):
             problems.append(f'{origin}: video: only a chain that begins with "detect" reads videos')
+    if document is not None and document.signing is not None and document.marking.sidecar:
+        problems.append(f"{origin}: marking.sidecar: a signed picture carries its record; leave sidecar or signing out")
     if check_weights:
         problems += _weight_problems(entries, origin)
     if problems:

@@ -110,7 +110,8 @@ def fingerprint(
     """SHA-256 of everything but the input that decides an output; `certificate` is the hash of the signer's."""
     parts = {
         "chain": config.resolved(), "weights": weights, "device": device, "precision": precision,
-        "priors": save_priors, "marked": config.marking.strip == "copies", "certificate": certificate,
+        "priors": save_priors, "marked": config.marking.strip == "copies", "sidecar": config.marking.sidecar,
+        "certificate": certificate,
         "code": code_sha256(),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -190,7 +191,7 @@ def prepare(request: Request) -> Prepared:
         chain_digest=config.digest(),
         weights=weights,
         boxes=None if request.boxes is None else str(request.boxes),
-        marked=config.marking.strip == "copies",
+        marking=config.marking,
         signing=config.signing,
     )
     return Prepared(request, config, weights, restorer, plan, job, time.perf_counter() - started)

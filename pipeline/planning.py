@@ -23,7 +23,8 @@ from pipeline.images import IMAGE_ENDINGS, VIDEO_ENDINGS
 from pipeline.storage import is_url, list_root, list_url
 
 NAME_LIMIT = 255  # bytes of one file name on the usual file systems
-LONGEST_ENDING = 4  # ".png", ".npz"
+ENDINGS = (".png", ".npz", ".json")  # of what is written for an input
+LONGEST_ENDING = max(map(len, ENDINGS))
 FACE_NAME = re.compile(r"face_\d{3,}")  # of the outputs of one face, without the ending
 _PLAIN = {"": "%", ".": "%2E", "..": "%2E%2E"}  # parts of a name that would mean another folder
 PRODUCT_FOLDERS = ("restored", "degraded", "thumbnails", "uncertainty", "occlusion", "priors", "_run")

@@ -40,3 +40,9 @@ def png_text(record: dict[str, Any], generative: bool) -> PngInfo:
     info.add_itxt("Revisage", json.dumps(record, sort_keys=True))
     info.add_itxt("XML:com.adobe.xmp", _XMP.format(uri=source_type(generative)))
     return info
+
+
+def sidecar(record: dict[str, Any], generative: bool, image_sha256: str) -> bytes:
+    """A JSON file for beside an output: what `png_text` puts into it, and its hash."""
+    said = {"output_sha256": image_sha256, "digital_source_type": source_type(generative), "notice": notice(generative)}
+    return (json.dumps(record | said, indent=1, sort_keys=True) + "\n").encode()

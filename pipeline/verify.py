@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from pipeline.chain import pick_device
-from pipeline.config import load_chain, weight_hashes
+from pipeline.config import MarkingConfig, load_chain, weight_hashes
 from pipeline.credentials import RECORD_LABEL, read_manifest, unsigned
 from pipeline.images import ImageError, file_sha256, sha256
 from pipeline.journal import line_of, read_records
 from pipeline.output import OutputError, OutputFolder
-from pipeline.planning import InputSet, Task, name_hash, record_target, target_of
+from pipeline.planning import ENDINGS, InputSet, Task, name_hash, record_target, target_of
 from pipeline.restorer import Restorer
 from pipeline.run_record import code_sha256
 from pipeline.worker import Job, Worker, product_paths, reproducible
@@ -88,7 +88,7 @@ def _unknown_files(output: Path, folder: str, known: "array[int]") -> Iterator[s
     hashes = np.unique(np.asarray(known, np.uint64))
     for part in {path.rpartition("/")[0] for path in product_paths(folder, "").values()}:
         for where, _, files in os.walk(output / part):
-            for path in (Path(where, name) for name in files if name.endswith((".png", ".npz"))):
+            for path in (Path(where, name) for name in files if name.endswith(ENDINGS)):
                 relative = path.relative_to(output).as_posix()
                 at = int(np.searchsorted(hashes, digest := np.uint64(name_hash(relative))))
                 if at == len(hashes) or hashes[at] != digest:
@@ -177,10 +177,11 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
     restorer = Restorer(config, pick_device(run["device"]), run["precision"], run["batch_size"], request["max_pixels"])
     weights = weight_hashes(config)
     boxes = request.get("boxes")
-    copies = run["marking"]["strip"] == "copies"
+    marking = MarkingConfig.model_validate(run["marking"])
     job = Job(
-        str(output), request["folder"], "", "overwrite", request["save_priors"], config.digest(), weights, boxes, copies
-    )
+        str(output), request["folder"], "", "overwrite", request["save_priors"], config.digest(), weights, boxes,
+        marking,
+    )  # fmt: skip
     again = _Again(restorer, job, InputSet((), output, Path(request["mask"]) if request["mask"] else None))
     roots, folder = [*inputs, *run["input_roots"]], OutputFolder(output)
     checked = remade = absent = 0

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from pipeline.config import SigningConfig
+from pipeline.config import MarkingConfig, SigningConfig
 from pipeline.credentials import Signer
 from pipeline.face import Face
 from pipeline.images import (
@@ -34,8 +34,8 @@ from pipeline.images import (
 )  # fmt: skip
 from pipeline.marking import marked
 from pipeline.output import OutputFolder, raise_if_lost
-from pipeline.planning import FACE_NAME, Task, face_target
-from pipeline.provenance import png_text
+from pipeline.planning import ENDINGS, FACE_NAME, Task, face_target
+from pipeline.provenance import png_text, sidecar
 from pipeline.restorer import FAILURES, Restorer, Result, failure
 from pipeline.sources.boxes import BoxFile
 from pipeline.sources.frames import faces_of, overall, paste_all
@@ -66,7 +66,7 @@ class Job:
         save_priors: also write landmarks, heatmaps, parsing and mask.
         chain_digest, weights: for the record inside the pictures.
         boxes: file of the boxes of faces, where the chain asks for one.
-        marked: also write a copy of every generated picture with the standing words burnt in below it.
+        marking: what is written beside the pictures: copies with the standing words burnt in, records.
         signing: certificate and key for the manifests in the pictures.
     """
 
@@ -78,8 +78,13 @@ class Job:
     chain_digest: str
     weights: dict[str, str]
     boxes: str | None = None
-    marked: bool = False
+    marking: MarkingConfig = field(default_factory=MarkingConfig)
     signing: SigningConfig | None = None
+
+    @property
+    def marks_files(self) -> bool:
+        """Whether more than the pictures and their maps is made of a picture."""
+        return self.marking.sidecar or self.marking.strip == "copies"
 
     def key(self, digest: str, mask_digest: str | None) -> str:
         """What must be equal for an earlier result to stand."""
@@ -200,17 +205,21 @@ def product_paths(folder: str, target: str) -> dict[str, str]:
         "uncertainty": f"uncertainty/{target}.png",
         "occlusion": f"occlusion/{target}.png",
         "priors": f"priors/{target}.npz",
+        "sidecar": f"sidecars/{target}.json",
     }
 
 
 def render(result: Result, restorer: Restorer, job: Job) -> dict[str, bytes]:
-    """The files of a result by kind (`image`, `uncertainty`, `occlusion`, `thumbnail`, `marked`, `priors`), unsigned;
-    equal results give equal bytes."""
+    """The files of a result by kind (`image`, `uncertainty`, `occlusion`, `thumbnail`, `marked`, `priors`, `sidecar`),
+    unsigned; equal results give equal bytes."""
     if result.image is None:
         return {}
-    text = png_text(short_record(result, restorer, job), restorer.chain.generative)
+    record = short_record(result, restorer, job)
+    text = png_text(record, restorer.chain.generative)
     files = {"image": encode_png(result.image, text)}
-    if job.marked and restorer.chain.generative:
+    if job.marking.sidecar:
+        files["sidecar"] = sidecar(record, restorer.chain.generative, sha256(files["image"]))
+    if job.marking.strip == "copies" and restorer.chain.generative:
         files["marked"] = encode_png(marked(result.image), text)
     for kind, values in (("uncertainty", result.uncertainty), ("occlusion", result.occlusion)):
         if values is not None:
@@ -318,7 +327,7 @@ class Worker:
         from pipeline.large import edit_picture, editor_of
 
         stage = editor_of(self.restorer.chain)
-        plain = not (task.mask or self.job.marked or self.job.signing or is_url(task.source))
+        plain = not (task.mask or self.job.marks_files or self.job.signing or is_url(task.source))
         if stage is None or not plain or type(self.output) is not OutputFolder:
             return None
         started, digest = time.perf_counter(), file_sha256(task.source)
@@ -553,12 +562,12 @@ class Worker:
         target = owner.task.target
         kept = {face_target(target, index) for index in range(owner.found)}
         for kind, path in product_paths(self.job.folder, target).items():
-            if kind not in ("image", "marked") or not pasted:
+            if kind not in ("image", "marked", "sidecar") or not pasted:
                 self.output.remove(path)
-            folder = path[: -len(".png")]
+            folder = os.path.splitext(path)[0]
             for name in self.output.names(folder):
                 stem, ending = os.path.splitext(name)
-                if FACE_NAME.fullmatch(stem) and ending in (".png", ".npz") and f"{target}/{stem}" not in kept:
+                if FACE_NAME.fullmatch(stem) and ending in ENDINGS and f"{target}/{stem}" not in kept:
                     self.output.remove(f"{folder}/{name}")
 
     def record_failure(self, task: Task, result: Result) -> Outcome:

@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.config import ConfigError, load_chain
 from pipeline.images import sha256
 from pipeline.output import OutputError
-from pipeline.provenance import STRIP
+from pipeline.provenance import DISCLAIMER, STRIP
 from pipeline.restorer import Restorer
 from pipeline.verify import verify
 from stages import STAGES
@@ -125,6 +125,28 @@ def test_marked_copies_carry_the_strip_below_the_whole_picture_and_are_proven_li
     assert verify(out) == 1
     assert restore(folder, out, chain, workers=1) == 0 and verify(out) == 0
     assert json.loads((out / "_run" / "run.json").read_text())["kept_from_earlier_run"] == 39
+
+
+def test_a_sidecar_says_what_the_picture_says_and_which_picture_it_is(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], learned: dict[str, Any]
+) -> None:
+    out = tmp_path / "out"
+    chain = learned | {"marking": {"sidecar": True}}
+    assert restore(folder, out, chain, workers=1) == 0
+    for record in records(out).values():
+        picture = out / record["output"]
+        said = json.loads(Path(str(picture).replace("restored", "sidecars")).with_suffix(".json").read_text())
+        assert said["output_sha256"] == sha256(picture.read_bytes())
+        assert said["notice"] == DISCLAIMER and said["digital_source_type"].endswith("AlgorithmicMedia")
+        assert said.items() >= json.loads(Image.open(picture).text["Revisage"]).items()  # type: ignore[attr-defined]
+    assert verify(out) == 0
+    (out / "sidecars" / "face00.json").write_text("{}")
+    assert verify(out) == 1
+    (out / "sidecars" / "other.json").write_text("{}")  # of no input
+    assert restore(folder, out, chain, workers=1) == 0 and verify(out) == 1
+    signing = {"signing": {"certificate": "a.pem", "key": "b.pem"}}
+    with pytest.raises(ConfigError, match="leave sidecar or signing out"):
+        restore(folder, tmp_path / "both", chain | signing, workers=1)
 
 
 @pytest.mark.parametrize(("strip", "shown"), [("none", False), ("report", True)])
