@@ -1,9 +1,9 @@
 """The bars of the editor: is the edit there, is nothing else changed, is it the same person, are there no seams.
 
-    python -m evaluation.edit_bars --data OMI.parquet --out OUT [--classifier attributes] [--limit 40]
+    python -m evaluation.edit_bars --data OMI.parquet --out OUT [--classifier attributes] [--limit 40] [--strength 1]
 
-Unseen faces at 768 px are edited by the stage, one attribute at strength 1 towards its other side, and read by a
-classifier that no training used. A flip counts among the faces that were not there before; attributes that were not
+Unseen faces at 768 px are edited by the stage, one attribute at a time towards its other side, and read by a classifier
+that no training used. A flip counts among the faces that were not there before; attributes that were not
 asked for count as changed where the classifier's sure answer (over .7 or under .3) goes to the other side. Identity is
 dlib's similarity to the source, as a share of the unedited reconstruction's, in both readings: the cosine, and the
 stricter 1 - distance. Seams compare gradients on the borders of patches with those two pixels beside them, in the
@@ -90,7 +90,9 @@ def seam_excess(change: np.ndarray, borders: Sequence[int]) -> float:
     return float(on / max(beside, 1e-9) - 1)
 
 
-def measure(faces: Sequence[np.ndarray], weights: str, classifier: TraitNet, precision: str) -> list[Finding]:
+def measure(
+    faces: Sequence[np.ndarray], weights: str, classifier: TraitNet, precision: str, strength: float = 1.0
+) -> list[Finding]:
     """Every finding; see the module's text."""
     images = [_tensor(f) for f in faces]
     before = read(classifier, faces)
@@ -113,7 +115,7 @@ def measure(faces: Sequence[np.ndarray], weights: str, classifier: TraitNet, pre
             continue
         there = before[name] > 0.5 * (OLD + YOUNG) if name == "age" else before[name] > 0.5
         sign = np.where(there, -1.0, 1.0)
-        stages = {s: stage_for({name: float(s)}, weights, precision) for s in (-1.0, 1.0)}
+        stages = {s: stage_for({name: s * strength}, weights, precision) for s in (-1.0, 1.0)}
         outside, made = [], []
         for face, image, side in zip(faces, images, sign, strict=True):
             stage = stages[float(side)]
@@ -186,6 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--weights", default="coogan_768", help="card of the editor (default: %(default)s)")
     parser.add_argument("--classifier", default="attributes", help="card of a classifier no training used")
     parser.add_argument("--limit", type=int, default=40, help="faces (default: %(default)s)")
+    parser.add_argument("--strength", type=float, default=1.0, help="of the edits (default: %(default)s)")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     args = parser.parse_args(arguments)
     classifier = load_network(args.classifier, torch.device("cpu"))
@@ -194,8 +197,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     faces = unseen_faces(args.data, args.limit)
     if not faces:
         parser.error(f"{args.data}: none of its faces is in the list of {len(read_validation_list())} held-out ones")
-    findings = measure(faces, args.weights, classifier, args.precision)
-    header = {"faces": len(faces), "weights": f"{args.weights} {read_card(args.weights).sha256[:16]}"}
+    findings = measure(faces, args.weights, classifier, args.precision, args.strength)
+    weights = f"{args.weights} {read_card(args.weights).sha256[:16]}"
+    header = {"faces": len(faces), "strength": args.strength, "weights": weights}
     write_tables(findings, header, args.out, "edit_bars", "Attribute editing at 768 px")
     print((args.out / "edit_bars.md").read_text(encoding="utf-8"), end="")
     return 0 if all(f.passed is not False for f in findings) else 1

@@ -1,10 +1,10 @@
 """How much memory and time an edit takes, by the size of the picture, in patches and in one piece.
 
-    python -m evaluation.edit_memory --out OUT [--sides 768 1024 2048 4096 8192] [--weights coogan_768]
+    python -m evaluation.edit_memory --out OUT [--sides 768 1024 2048 4096 8192] [--weights coogan_768] [--repeats 3]
 
-Each row is a process of its own. It loads what an edit needs and runs one warm-up of the smallest patch; what its
-resident memory then grows by at most, decoding and encoding of the file included, is the figure: the whole process less
-imports and weights. Sizes beyond those measured in one piece get an extrapolated figure, marked so. The picture is a
+Each measurement is a process of its own. It loads what an edit needs and runs one warm-up of the smallest patch; what
+its resident memory then grows by at most, decoding and encoding of the file included, is the figure: the whole process
+less imports and weights. Sizes beyond those measured in one piece get an extrapolated figure, marked so. The picture is a
 drawn face, so that the same file can be made anywhere. Without `--weights` the shipped layout is measured with random
 numbers in it: memory and time do not ask for sense. Linux only.
 """
@@ -42,7 +42,7 @@ _POLL_SECONDS = 0.005
 DEFINITIONS = {
     "mib": "most resident memory of a process while one file is read, edited and written, less that before: MiB",
     "seconds": "wall time of the same, one thread",
-    "n": "processes behind each figure; one, so there is no interval",
+    "n": "processes behind each figure in patches, of which it is the median; in one piece it is one process",
     "extrapolated_mib": "side -> MiB in one piece, on the line over the area through the sides measured so",
 }
 
@@ -159,6 +159,15 @@ def run_row(side: int, patched: bool, weights: str | None, precision: str) -> Ro
     return Row(**json.loads(done.stdout.splitlines()[-1]))
 
 
+def median_row(rows: Sequence[Row]) -> Row:
+    """One row for several measurements of the same; without a figure where any has none."""
+    mib, seconds = [r.mib for r in rows], [r.seconds for r in rows]
+    first = rows[0]
+    if None in mib or None in seconds:
+        return Row(first.side, first.patched, None, None)
+    return Row(first.side, first.patched, float(np.median(mib)), float(np.median(seconds)))  # type: ignore[arg-type]
+
+
 def extrapolated(rows: Sequence[Row]) -> dict[int, float]:
     """Side -> MiB in one piece for sides beyond those measured so; memory grows with the area. Never a bar's figure."""
     known = {r.side: r.mib for r in rows if not r.patched and r.mib is not None}
@@ -214,6 +223,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="where edit_memory.json and edit_memory.md go")
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="px (default: %(default)s)")
     parser.add_argument("--whole-up-to", type=int, default=4096, help="largest side also run in one piece, px")
+    parser.add_argument("--repeats", type=int, default=3, help="processes for each side, in patches (default 3)")
     parser.add_argument("--weights", help="card of the editor (default: the shipped layout with random numbers)")
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--one", type=int, metavar="SIDE", help=argparse.SUPPRESS)
@@ -228,13 +238,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if not Path("/proc/self/statm").is_file():
         parser.error("needs /proc: run this on Linux")
-    rows = [run_row(side, True, args.weights, args.precision) for side in sorted(args.sides)]
+    single = {
+        side: [run_row(side, True, args.weights, args.precision) for _ in range(args.repeats)]
+        for side in sorted(args.sides)
+    }
+    rows = [median_row(of_side) for of_side in single.values()]
     rows += [run_row(s, False, args.weights, args.precision) for s in sorted(args.sides) if s <= args.whole_up_to]
     args.out.mkdir(parents=True, exist_ok=True)
     record = {
         "definitions": DEFINITIONS,
-        "n": 1,
+        "n": args.repeats,
         "rows": [asdict(r) for r in rows],
+        "single_mib": {side: [r.mib for r in of_side] for side, of_side in single.items()},
         "extrapolated_mib": extrapolated(rows),
         "bars": [dict(zip(("bar", "value", "at_most", "met"), found, strict=True)) for found in findings(rows)],
     }

@@ -3,11 +3,12 @@
 import dataclasses
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.config import ChainConfig, ConfigError
-from pipeline.images import ImageError, Limits, check_size
+from pipeline.images import ImageError, Limits, check_size, sha256, to_uint8
 from stages import STAGES
 from stages.base import Closing, Opening, Precision, Stage
 from stages.batch import FaceBatch
@@ -90,6 +91,16 @@ def _same_frame(stage: Stage[Any], before: FaceBatch, after: FaceBatch) -> FaceB
     return after.replace(to_source=at_new_size(after.to_source, scale))
 
 
+def _traced(batch: FaceBatch, name: str) -> FaceBatch:
+    """The batch with, in each face's notes, a line on what a stage made of it."""
+    notes = []
+    for image, earlier in zip(batch.image, batch.notes, strict=True):
+        pixels = np.ascontiguousarray(to_uint8(image.permute(1, 2, 0).float().cpu().numpy()))
+        made = {"stage": name, "size_px": [pixels.shape[1], pixels.shape[0]], "pixels_sha256": sha256(pixels.tobytes())}
+        notes.append(earlier | {"stages": [*earlier.get("stages", ()), made]})
+    return batch.replace(notes=tuple(notes))
+
+
 class Chain:
     """The stages of a chain, built and ready on one device.
 
@@ -168,4 +179,6 @@ class Chain:
                 except Exception as error:  # a stage may fail in any way; the cause is kept and the face recorded
                     raise ChainError(f"stages[{index}] ({name}): {type(error).__name__}: {error}") from error
                 batch = _same_frame(stage, before, batch)
+                if len(self.stages) > 1:  # of a single one the output and its hash say as much
+                    batch = _traced(batch, name)
         return batch.to(torch.device("cpu"))

@@ -1,16 +1,19 @@
 """Edit one large picture in the memory of a small one: decoded once into a scratch file, edited and written in bands.
 
-The scratch file is read by rows and never mapped, so what the process holds is a band of rows and the network's patch.
+The scratch file is read by rows and never mapped, so what the process holds is the network's patch and a band of rows.
 Only decoding holds the whole picture, in Pillow's four bytes a pixel, and is over before the networks run.
 """
 
+import ctypes
 import struct
+import sys
 import tempfile
 import time
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -34,6 +37,8 @@ from stages.coogan import MIN_FACE_SCORE, Coogan
 from stages.prouigan import luma
 
 BAND_ROWS = 64  # rows converted and analysed at a time
+FREED_BYTES = 4 << 20
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -41,21 +46,38 @@ _TURNS = {
 }  # fmt: skip  # EXIF orientation -> what makes the picture upright
 
 
-class FileRows:
-    """A picture of raw RGB bytes in a scratch file, as `stages.coogan.RowSource`.
+class PixelFile:
+    """Raw bytes of a picture in a scratch file, (height, width, channels) uint8, read by rows and written anywhere."""
 
-    Attributes: height, width, px; grey: whether its rows are made grey; notes: what was done to it on the way.
-    """
-
-    def __init__(self, file: BinaryIO, height: int, width: int) -> None:
-        self.file, self.height, self.width, self.grey = file, height, width, False
-        self.notes: dict[str, Any] = {}
+    def __init__(self, file: IO[bytes], height: int, width: int, channels: int) -> None:
+        self.file, self.height, self.width, self.channels = file, height, width, channels
 
     def pixels(self, top: int, bottom: int) -> np.ndarray:
-        """(bottom - top, width, 3) uint8."""
-        self.file.seek(top * self.width * 3)
-        pixels = np.fromfile(self.file, np.uint8, (bottom - top) * self.width * 3)
-        pixels = pixels.reshape(bottom - top, self.width, 3)
+        """(bottom - top, width, channels) uint8."""
+        self.file.seek(top * self.width * self.channels)
+        pixels = np.fromfile(self.file, np.uint8, (bottom - top) * self.width * self.channels)
+        return pixels.reshape(bottom - top, self.width, self.channels)
+
+    def put(self, top: int, left: int, pixels: np.ndarray) -> None:
+        """Write (h, w, channels) uint8 with its first pixel at (left, top)."""
+        for row, line in enumerate(pixels, top):
+            self.file.seek((row * self.width + left) * self.channels)
+            self.file.write(line.tobytes())
+        self.file.flush()
+
+
+class FileRows(PixelFile):
+    """An RGB picture in a scratch file, as `stages.coogan.RowSource`.
+
+    Attributes: height, width, px; grey: whether it has no colour; notes: what was done to it on the way.
+    """
+
+    def __init__(self, file: IO[bytes], height: int, width: int) -> None:
+        super().__init__(file, height, width, 3)
+        self.grey, self.notes = False, dict[str, Any]()
+
+    def pixels(self, top: int, bottom: int) -> np.ndarray:
+        pixels = super().pixels(top, bottom)
         return make_grey(pixels) if self.grey else pixels
 
     def rows(self, top: int, bottom: int) -> Tensor:
@@ -66,7 +88,7 @@ class PngRows:
     """Writes a PNG from top to bottom: 8 bits, grey or RGB, each row as differences from its left neighbours."""
 
     def __init__(self, path: Path, height: int, width: int, channels: int, info: PngImagePlugin.PngInfo) -> None:
-        self.file: BinaryIO = path.open("wb")
+        self.file: IO[bytes] = path.open("wb")
         self.channels, self.packer = channels, zlib.compressobj(PNG_LEVEL)
         self.file.write(b"\x89PNG\r\n\x1a\n")
         self._chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, 0))
@@ -91,6 +113,17 @@ class PngRows:
             self._chunk(b"IDAT", self.packer.flush())
             self._chunk(b"IEND", b"")
         self.file.close()
+
+
+def write_png(path: Path, source: PixelFile, channels: int, info: PngImagePlugin.PngInfo) -> None:
+    """Write the first `channels` channels of a scratch file as a PNG; a failed write leaves it without its end."""
+    writer, finished = PngRows(path, source.height, source.width, channels, info), False
+    try:
+        for top in range(0, source.height, BAND_ROWS):
+            writer.write(source.pixels(top, min(source.height, top + BAND_ROWS))[..., :channels])
+        finished = True
+    finally:
+        writer.close(finished)
 
 
 @dataclass(frozen=True)
@@ -118,6 +151,25 @@ def editor_of(chain: Chain) -> Coogan | None:
 def takes(image: Image.Image) -> bool:
     """Whether an opened picture can be edited in bands: all kinds but 16-bit grey, which 8 bits would spoil."""
     return not image.mode.startswith("I")
+
+
+@cache
+def _give_back_freed_memory() -> None:
+    """Make glibc, for the rest of the process, return freed blocks of `FREED_BYTES` or more at once.
+
+    It would keep them once the first were freed, and what is left between them grows from patch to patch.
+    """
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, FREED_BYTES)
+
+
+def _scratch() -> IO[bytes]:
+    return tempfile.TemporaryFile(prefix="revisage-edit-")
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """(C, h, w) in [0, 1] as (h, w, C) uint8."""
+    return to_uint8(image.permute(1, 2, 0).numpy())
 
 
 def _load(image: Image.Image, notes: dict[str, Any]) -> int:
@@ -148,7 +200,7 @@ def _upright(image: Image.Image, orientation: int, top: int, bottom: int) -> Ima
     return band.transpose(_TURNS[orientation]) if orientation in _TURNS else band
 
 
-def spill(image: Image.Image, file: BinaryIO) -> FileRows:
+def spill(image: Image.Image, file: IO[bytes]) -> FileRows:
     """Decode an opened picture into `file`, as `pipeline.images.decode` would: upright, RGB, alpha over mid-grey.
 
     Raises:
@@ -177,7 +229,7 @@ def reduced(path: Path, limits: Limits, longest: int) -> np.ndarray | None:
 
     None where it is not of a kind that can be read in bands. Raises `ImageError`.
     """
-    with opened(path) as file, tempfile.TemporaryFile(prefix="revisage-edit-") as scratch:
+    with opened(path) as file, _scratch() as scratch:
         image = open_header(file, str(path), limits)
         if not takes(image):
             return None
@@ -211,7 +263,8 @@ def edit_picture(
         ImageError: not readable, or outside the limits. OSError: the outputs cannot be written.
     """  # fmt: skip
     started = time.perf_counter()
-    with opened(path) as file, tempfile.TemporaryFile(prefix="revisage-edit-") as scratch:
+    _give_back_freed_memory()
+    with opened(path) as file, _scratch() as scratch, _scratch() as map_scratch:
         image = open_header(file, str(path), limits)
         if not takes(image):
             return None
@@ -223,18 +276,11 @@ def edit_picture(
         size, score = (source.height, source.width), plan.frame.score
         if score < max(least_score, MIN_FACE_SCORE):
             return LargeEdit(score, size, notes, time.perf_counter() - started)
-        writers = [
-            PngRows(image_out, *size, 1 if source.grey else 3, info),
-            PngRows(invented_out, *size, 1, info),
-        ]
-        finished = False
-        try:
-            for _, rows, invented in stage.editor.run(source, plan):
-                made = luma(rows[None])[0, :1] if source.grey else rows
-                writers[0].write(to_uint8(made.permute(1, 2, 0).numpy()))
-                writers[1].write(to_uint8(invented[0].numpy()))
-            finished = True
-        finally:
-            for writer in writers:
-                writer.close(finished)
+        share = PixelFile(map_scratch, *size, 1)
+        for block in stage.editor.run(source, plan):
+            edited = luma(block.image[None])[0] if source.grey else block.image
+            source.put(block.top, block.left, _pixels(edited))  # over what is not read again
+            share.put(block.top, block.left, _pixels(block.invented))
+        write_png(image_out, source, 1 if source.grey else 3, info)
+        write_png(invented_out, share, 1, info)
     return LargeEdit(score, size, notes, time.perf_counter() - started)

@@ -18,7 +18,7 @@ _MOUTH = ("mouth", "upper_lip", "lower_lip")
 _HAIR = ("hair", "hat")
 REGIONS: dict[str, tuple[str, ...]] = {
     "smiling": ("skin", "nose", *_MOUTH, "left_eye", "right_eye"),
-    "age": (*_SKIN, *_EYES, *_MOUTH, *_HAIR),
+    "age": (*_SKIN, *_EYES, *_MOUTH),
     "masculine": (*_SKIN, *_EYES, *_MOUTH, *_HAIR),
     "eyeglasses": ("skin", "nose", *_EYES, "left_ear", "right_ear"),
     "hat": ("hair", "hat", "skin", "background", "left_ear", "right_ear"),
@@ -32,6 +32,9 @@ REGIONS: dict[str, tuple[str, ...]] = {
     "hair_grey": ("hair", "left_brow", "right_brow"),
     "hair_long": ("hair", "background", "neck", "cloth", "left_ear", "right_ear"),
 }
+
+# Parts that an edit leaves alone even where its own parts, widened, reach into them: hair has attributes of its own.
+SPARED = {"age": _HAIR}
 
 
 def check_attributes(wanted: Mapping[str, float]) -> None:

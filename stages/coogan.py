@@ -1,9 +1,9 @@
 """Stage `coogan`: change attributes of a face of any size in the memory of a small one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from landmarks.alignment import to_canonical
-from stages.attributes import HAIR_COLOURS, REGIONS, check_attributes
+from stages.attributes import HAIR_COLOURS, REGIONS, SPARED, check_attributes
 from stages.base import Precision, Stage, StageConfig
 from stages.batch import FaceBatch
 from stages.consistency import averaging_matrix, consistency_db
@@ -24,7 +24,7 @@ from stages.tiling import Axis
 from stages.weights import load_network
 
 MIN_SIDE_PX = 64
-BAND_ROWS = 64  # rows that are averaged, and given out, at a time
+BAND_ROWS = 64  # rows that are read at a time
 THUMB_PX = 320  # longer side of the reduced picture in which the face is looked for
 MIN_FACE_SCORE = 0.25  # below it nothing is edited: half of what the verdict asks for
 REACH_PX, FADE_PX = 5, 9  # of the 128 px frame: how far an edit reaches beyond its parts, and over what width it fades
@@ -100,8 +100,26 @@ class EditPlan:
     source: dict[str, float]
 
 
+class Block(NamedTuple):
+    """A finished rectangle of an edited picture, whose first pixel is (left, top).
+
+    Attributes: image: (3, h, w) float32 in [0, 1]. invented: (1, h, w) in [0, 1], how far the edit changed a pixel.
+    """
+
+    top: int
+    left: int
+    image: Tensor
+    invented: Tensor
+
+    def put(self, image: Tensor, invented: Tensor) -> None:
+        """Write the block into whole pictures (3, H, W) and (1, H, W)."""
+        height, width = self.image.shape[-2:]
+        place = (..., slice(self.top, self.top + height), slice(self.left, self.left + width))
+        image[place], invented[place] = self.image.to(image.device), self.invented.to(invented.device)
+
+
 class CooganEditor:
-    """Edits pictures of any size, patch by patch; never holds more of one than a band of rows."""
+    """Edits pictures of any size, patch by patch; never holds more of one than a patch and a narrow band of rows."""
 
     def __init__(
         self, network: CooganNet, parser: FaceParser, attributes: dict[str, float], patch: int, overlap: int
@@ -130,7 +148,8 @@ class CooganEditor:
             frame = look(thumb, to_canonical(small), self.parser)
         face = frame.face.to(self.device).contiguous(memory_format=torch.channels_last)
         found = self.network.source(face)[0]
-        wanted = wanted_change(self.attributes, found, self.network.attributes)[None]
+        scaled = {name: strength * self.network.gains.get(name, 1.0) for name, strength in self.attributes.items()}
+        wanted = wanted_change(scaled, found, self.network.attributes)[None]
         edit = self.network.edit_whole(face, wanted)
         matrix = frame.matrix.copy()  # of the reduced picture; to full size, pixel edges stay in place
         matrix[:, 2] += matrix[:, :2] @ (0.5 * scale - 0.5)
@@ -163,32 +182,41 @@ class CooganEditor:
     # ---- local path
 
     @torch.inference_mode()
-    def run(self, source: RowSource, plan: EditPlan) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Edit patch by patch; yields first row, edited rows (3, n, W) in [0, 1], and how invented they are (1, n, W).
+    def run(self, source: RowSource, plan: EditPlan) -> Iterator[Block]:
+        """Edit patch by patch; the blocks make up the whole picture, each pixel once, and come row by row.
 
-        Rows come from top to bottom and make up the whole picture.
+        What has been given out is not read again: a caller may write it over its source.
         """
         rows, columns = (self._axis(n) for n in (source.height, source.width))
-        carried: Tensor | None = None
+        above = torch.zeros(3, 0, source.width)  # what the patches above add to the first rows of the next
         for y, top in enumerate(rows.starts):
-            change = torch.zeros(3, rows.size, source.width, dtype=torch.float16)  # fine enough for differences
-            down = rows.weights(y)[:, None]
+            down, bottom = rows.weights(y)[:, None], rows.settled(y) - top
+            # Fine enough for differences, and the only thing here that is as wide as the picture.
+            below = torch.zeros(3, rows.size - bottom, source.width, dtype=torch.float16)
+            beside = torch.zeros(3, rows.size, 0)
             for x, left in enumerate(columns.starts):
-                # Read anew for every patch: a band of a wide picture is not small beside the patch and its features.
-                patch = source.rows(top, top + rows.size)[:, :, left : left + columns.size].clone()
-                part = self._change(patch, plan, left, top)
-                if part is not None:
-                    change[:, :, left : left + columns.size] += (part * (down * columns.weights(x))).half()
-            if carried is not None:
-                change[:, : carried.shape[1]] += carried
-            settled = rows.settled(y) - top
-            for first in range(0, settled, BAND_ROWS):
-                added = change[:, first : min(settled, first + BAND_ROWS)].float()
-                before = unit(source.rows(top + first, top + first + added.shape[1])).cpu()
-                amount = added.abs().mean(0, keepdim=True)
-                yield top + first, added.add_(before).clamp_(0, 1), amount / (amount + HALF_INVENTED)
-            carried = change[:, settled:].clone()
-            del change  # before the next band's is made
+                right = columns.settled(x) - left
+                patch = self._patch(source, top, left, rows.size, columns.size)
+                change = self._change(patch, plan, left, top)
+                change = torch.zeros(patch.shape) if change is None else change * (down * columns.weights(x))
+                change[:, :, : beside.shape[2]] += beside
+                beside = change[:, :, right:].clone()
+                change[:, : above.shape[1], :right] += above[:, :, left : left + right]
+                below[:, :, left : left + right] = change[:, bottom:, :right].half()
+                change = change[:, :bottom, :right]
+                amount = change.abs().mean(0, keepdim=True)
+                edited = (unit(patch[:, :bottom, :right]).cpu() + change).clamp_(0, 1)
+                yield Block(top, left, edited, amount / (amount + HALF_INVENTED))
+            above = below
+
+    @staticmethod
+    def _patch(source: RowSource, top: int, left: int, height: int, width: int) -> Tensor:
+        """(3, height, width) of the picture at (left, top), from a few rows of the whole at a time."""
+        parts = [
+            source.rows(first, min(top + height, first + BAND_ROWS))[:, :, left : left + width].clone()
+            for first in range(top, top + height, BAND_ROWS)
+        ]
+        return torch.cat(parts, 1)
 
     def _axis(self, length: int) -> Axis:
         return Axis(length, self.patch, self.overlap, min(8, self.overlap // 4))
@@ -228,15 +256,19 @@ def wanted_change(attributes: dict[str, float], source: Tensor, names: tuple[str
 def edit_region(parsing: Tensor, attributes: dict[str, float]) -> Tensor:
     """(B, 1, 128, 128) in [0, 1]: where the edits may act, 0 beyond; from (B, 19, 128, 128) class probabilities.
 
-    Parts of all edits together, widened by `REACH_PX` and faded over `FADE_PX`.
+    The parts of each edit, widened by `REACH_PX`, without those it spares; of all edits together, faded over `FADE_PX`.
     """
-    parts = sorted({p for name, strength in attributes.items() if strength for p in REGIONS[name]})
-    if not parts:
-        return torch.zeros_like(parsing[:, :1])
-    mass = parsing[:, [PARSING_CLASSES.index(p) for p in parts]].sum(1, keepdim=True)
-    wide = F.max_pool2d((mass > 0.5).float(), 2 * REACH_PX + 1, 1, REACH_PX)
+
+    def there(parts: Sequence[str]) -> Tensor:
+        return (parsing[:, [PARSING_CLASSES.index(p) for p in parts]].sum(1, keepdim=True) > 0.5).float()
+
+    region = torch.zeros_like(parsing[:, :1])
+    for name, strength in attributes.items():
+        if strength:
+            wide = F.max_pool2d(there(REGIONS[name]), 2 * REACH_PX + 1, 1, REACH_PX)
+            region = torch.maximum(region, wide * (1 - there(SPARED[name])) if name in SPARED else wide)
     pad = FADE_PX // 2
-    return F.avg_pool2d(F.pad(wide, (pad,) * 4, mode="replicate"), FADE_PX, 1)
+    return F.avg_pool2d(F.pad(region, (pad,) * 4, mode="replicate"), FADE_PX, 1)
 
 
 class Coogan(Stage[CooganConfig]):
@@ -292,13 +324,11 @@ class Coogan(Stage[CooganConfig]):
             plan = self.editor.plan(source, points)
             scores.append(plan.frame.score)
             notes.append(batch.notes[i] | {"edit": self.note(plan)})
-            if plan.frame.score < MIN_FACE_SCORE:
-                images.append(image.float())
-                invented.append(torch.zeros_like(image[:1]))
-                continue
-            parts = list(self.editor.run(source, plan))
-            images.append(torch.cat([rows for _, rows, _ in parts], 1).to(image.device))
-            invented.append(torch.cat([share for _, _, share in parts], 1).to(image.device))
+            images.append(image.float().clone())
+            invented.append(torch.zeros_like(images[-1][:1]))
+            if plan.frame.score >= MIN_FACE_SCORE:
+                for block in self.editor.run(source, plan):
+                    block.put(images[-1], invented[-1])
         image, added = torch.stack(images), torch.stack(invented)
         image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
         score = torch.tensor(scores, device=image.device)

@@ -19,6 +19,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 HALF_INVENTED = 0.06
 # Spread of a landmark's heatmap, px of the 128 frame, at which its confidence is one half.
 HALF_CONFIDENT_PX = 4.0
+NOISE_SLACK = 2.0
 
 
 class ProUiganConfig(StageConfig):
@@ -27,7 +28,7 @@ class ProUiganConfig(StageConfig):
     weights: str = "prouigan_128"  # name of a card in weights/
     fidelity: float = Field(default=0.5, ge=0, le=1)  # 1: distortion-optimal, closest to the input; 0: sharpest
     noise_slack: float = Field(
-        default=2.0, ge=0, le=10
+        default=NOISE_SLACK, ge=0, le=10
     )  # input noise that need not be reproduced, in its standard deviations
 
 
@@ -85,11 +86,7 @@ class ProUigan(Stage[ProUiganConfig]):
         image = out.images[-1]
         if out.detail is not None:
             image = image + (1 - self.config.fidelity) * out.detail
-        # Averaging n x n pixels to 16x16 divided the noise's standard deviation by n / 16.
-        slack = out.log_noise.exp() * self.config.noise_slack * max(1.0, observed.shape[-1] / INPUT_SIZE)
-        # Below a grey level, and where less than 16 px were enlarged, which looks like noise: none.
-        least = 0.004 * self.config.noise_slack if observed.shape[-1] >= INPUT_SIZE else float("inf")
-        image = agree(image, observed, visible, torch.where(slack < least, 0.0, slack))
+        image = agree(image, observed, visible, noise_of(out, observed.shape[-1], self.config.noise_slack))
         image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
         error = out.log_scale.clamp(-7, 1).exp()
         doubt = error / (error + HALF_INVENTED)
@@ -155,6 +152,17 @@ def visible_share(occlusion: Tensor, size: int) -> Tensor:
     """
     cover = F.max_pool2d(average_to(occlusion, size), 3, 1, 1)
     return 1 - ((cover - 0.5) / 0.4).clamp(0, 1)
+
+
+def noise_of(out: ProUiganOutput, size: int, deviations: float = NOISE_SLACK) -> Tensor:
+    """(B,) differences from an input of `size` px a side that are its noise, as the network reads it.
+
+    None below a grey level, and where less than 16 px were enlarged, which looks like noise.
+    """
+    # Averaging n x n pixels to 16x16 divided the noise's standard deviation by n / 16.
+    slack = out.log_noise.exp() * deviations * max(1.0, size / INPUT_SIZE)
+    least = 0.004 * deviations if size >= INPUT_SIZE else float("inf")
+    return torch.where(slack < least, 0.0, slack)
 
 
 def luma(image: Tensor) -> Tensor:

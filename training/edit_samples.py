@@ -16,7 +16,7 @@ from torch import Tensor
 
 from landmarks.alignment import apply
 from landmarks.scheme import MIRROR
-from stages.attributes import ATTRIBUTES, HAIR_COLOURS, REGIONS
+from stages.attributes import ATTRIBUTES, HAIR_COLOURS, REGIONS, SPARED
 from stages.coogan import FADE_PX, REACH_PX
 from stages.networks.classifier import TraitNet
 from stages.networks.coogan import GLOBAL_SIZE
@@ -249,11 +249,18 @@ def region_of(classes: np.ndarray, matrix: np.ndarray, names: Sequence[str]) -> 
 
     `matrix` (2, 3) maps pixels of the class map to the frame.
     """
-    parts = [PARSING_CLASSES.index(p) for p in sorted({p for n in names for p in REGIONS[n]})]
     size = (GLOBAL_SIZE, GLOBAL_SIZE)
-    mass = cv2.warpAffine(np.isin(classes, parts).astype(np.float32), matrix, size, borderMode=cv2.BORDER_REFLECT_101)
-    wide = cv2.dilate((mass > 0.5).astype(np.float32), np.ones((2 * REACH_PX + 1,) * 2, np.uint8))
-    faded = cv2.blur(wide, (FADE_PX, FADE_PX), borderType=cv2.BORDER_REPLICATE)
+
+    def there(parts: Sequence[str]) -> np.ndarray:
+        found = np.isin(classes, [PARSING_CLASSES.index(p) for p in parts]).astype(np.float32)
+        mass: np.ndarray = cv2.warpAffine(found, matrix, size, borderMode=cv2.BORDER_REFLECT_101)
+        return (mass > 0.5).astype(np.float32)
+
+    region = np.zeros(size, np.float32)
+    for name in names:
+        wide = cv2.dilate(there(REGIONS[name]), np.ones((2 * REACH_PX + 1,) * 2, np.uint8))
+        region = np.maximum(region, wide * (1 - there(SPARED[name])) if name in SPARED else wide)
+    faded = cv2.blur(region, (FADE_PX, FADE_PX), borderType=cv2.BORDER_REPLICATE)
     return np.round(faded * 255).astype(np.uint8)
 
 

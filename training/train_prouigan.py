@@ -21,8 +21,8 @@ from stages.consistency import agree
 from stages.degradation import DegradationConfig, degrade_face, misframing
 from stages.networks.face_parser import FaceParser
 from stages.networks.identity import IdentityNet
-from stages.networks.prouigan import ProUiganNet, ProUiganOutput
-from stages.prouigan import visible_share
+from stages.networks.prouigan import INPUT_SIZE, ProUiganNet, ProUiganOutput
+from stages.prouigan import noise_of, visible_share
 from stages.weights import load_network, read_card
 from training import losses
 from training.config import TrainingError, arguments_of, load_training
@@ -80,6 +80,7 @@ class ProUiganTraining(BaseModel):
     pixel: float = 1.0
     ssim: float = 0.0  # of the trunk's last step, as the next
     psnr: float = 0.0  # of the whole face, and half as much of what lies under the occluder
+    agreed: float = Field(default=0.0, ge=0, le=1)  # share of the trunk's distortion judged after the exact step
     validation_faces: int = Field(default=96, gt=0)  # per set
     loop: LoopConfig
 
@@ -391,6 +392,11 @@ class ProUiganTask(FaceSamples):
         out = self._forward(batch, detail=False)
         truth, weight = batch["gt"].float() / 255, self._weights(batch)
         total, parts = self.distortion(out.images[-1], batch)
+        image = out.images[-1]
+        if config.agreed:
+            image = self._agreed(out, batch)
+            after, parts = self.distortion(image, batch)
+            total = (1 - config.agreed) * total + config.agreed * after
         for k, share in enumerate(STEP_WEIGHTS):
             side = out.images[k].shape[-1]
             if side < FRAME:
@@ -413,7 +419,7 @@ class ProUiganTask(FaceSamples):
                 parts["parsing"] = F.cross_entropy(logits, labels, ignore_index=255)
                 total = total + share * config.parsing * parts["parsing"]
             parts["landmark_px"] = distance.detach() * 128
-        error = (out.images[-1].detach().clamp(0, 1) - truth).abs()
+        error = (image.detach().clamp(0, 1) - truth).abs()
         parts["uncertainty"] = losses.laplace_loss(out.log_scale, error, (weight > 0).float())
         parts["face"] = F.binary_cross_entropy_with_logits(out.face_logit, batch["face"])
         noise_error = F.smooth_l1_loss(out.log_noise, (batch["noise"] + 1e-3).log(), reduction="none")
@@ -426,12 +432,18 @@ class ProUiganTask(FaceSamples):
             bare = (batch["mask"] * batch["mask_known"]).mean((1, 2, 3)) < 0.02
             rows = torch.nonzero(bare & (batch["has_truth"] > 0)).flatten()
             rows = rows[: round(len(rows) * config.identity_share)]
-            found = self.identity(self._softened(out.images[-1][rows]))
+            found = self.identity(self._softened(image[rows]))
             with torch.no_grad():
                 wanted = self.identity(self._softened(truth[rows]))
             parts["identity"] = losses.identity_loss(found, wanted, torch.ones_like(found[:, 0]))
             total = total + config.identity_weight * parts["identity"]
         return total, {k: v.detach() for k, v in parts.items()}
+
+    @staticmethod
+    def _agreed(out: ProUiganOutput, batch: dict[str, Tensor]) -> Tensor:
+        """(B, 3, 128, 128): the last picture after the exact step of the stage, under the true mask."""
+        visible = visible_share(batch["mask_lq"], INPUT_SIZE)
+        return agree(out.images[-1], batch["lq"], visible, noise_of(out, INPUT_SIZE).detach())
 
     @staticmethod
     def _softened(image: Tensor) -> Tensor:
@@ -514,7 +526,7 @@ class ProUiganTask(FaceSamples):
                     part.to(device).contiguous(memory_format=torch.channels_last), detail=self.config.phase == "detail"
                 )
             mask = F.avg_pool2d(torch.sigmoid(out.mask_logits[-1].float()), 4)
-            visible, slack = visible_share(mask, 16), (out.log_noise.exp() * 2).clamp(0, 0.1)
+            visible, slack = visible_share(mask, INPUT_SIZE), noise_of(out, INPUT_SIZE)
             kept["image"].append(agree(out.images[-1], part.to(device), visible, slack).cpu())
             sharp = out.images[-1] if out.detail is None else out.images[-1] + out.detail
             kept["sharp"].append(agree(sharp, part.to(device), visible, slack).cpu())

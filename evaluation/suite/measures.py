@@ -135,7 +135,7 @@ FIDELITY = Family(
 
 
 def consistency(sample: Sample) -> Columns:
-    """Agreement with the thumbnail where it shows the face."""
+    """Agreement with the thumbnail where it shows the face, and where the restorer says that it does."""
     visible = sample.views.mask_lq <= 0
     value = [
         lr_consistency_db(image, lq, seen) if seen.any() and not refused else np.nan
@@ -143,7 +143,8 @@ def consistency(sample: Sample) -> Columns:
             sample.made.images, sample.views.lq, visible, sample.made.refused, strict=True
         )
     ]
-    return {"lr_consistency_db": np.array(value)}
+    stated = {} if sample.made.agreement_db is None else {"agreement_db": sample.made.agreement_db}
+    return {"lr_consistency_db": np.array(value)} | stated
 
 
 _AGREE = "PSNR between the picture averaged to the thumbnail's size and the thumbnail, over pixels without any cover"
@@ -157,7 +158,13 @@ CONSISTENCY = Family(
             quantile=0.05,
         ),
         Quantity("LR consistency, lowest", ("lr_consistency_db",), f"{_AGREE}; the lowest face", "dB", quantile=0.0),
+        Quantity(
+            "LR consistency of the journal, lowest", ("agreement_db",),
+            "`lr_consistency_db` as the restorer states it, over the pixels that it takes for visible; the lowest face",
+            "dB", quantile=0.0,
+        ),
     ),
+    version=2,
 )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ ORIGINAL, NEAREST, BICUBIC = "original", "nearest", "bicubic"
 RESTORED = "restored at "  # then the fidelity
 AT_1, DEFAULT = f"{RESTORED}1", f"{RESTORED}default"
 BARE = "bare"
-_BESIDE = ("landmarks", "occlusion", "uncertainty", "occluded_fraction")  # the picture, where a row gives them
+# What may come beside the pictures.
+_BESIDE = ("landmarks", "occlusion", "uncertainty", "occluded_fraction", "agreement_db")
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class Made:
         refused: (N,) bool, no result (no face found, or failed). failed: (N,) bool, the part of them that is a fault.
         undecided: (N,) bool, the restorer's own verdict is "not decidable"; never for rows that give no verdict.
         landmarks: (N, 68, 2) float32 px; occlusion, uncertainty: (N, 128, 128) uint8, 255 = covered, wholly invented;
-            occluded_fraction: (N,) covered share of the face. None for rows that give none; points and fraction of a
-            refused face are NaN.
+            occluded_fraction: (N,) covered share of the face; agreement_db: (N,) the journal's `lr_consistency_db`.
+            None for rows that give none; NaN for a refused face.
         seconds: of one face. peak_mib: largest resident memory of this process meanwhile, NaN where unknown.
         load: processes that ran or waited on this machine when it was made, mean of a minute, NaN where unknown.
     """
@@ -88,6 +89,7 @@ class Made:
     occlusion: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
     occluded_fraction: np.ndarray | None = None
+    agreement_db: np.ndarray | None = None
     seconds: float = 0.0
     peak_mib: float = float("nan")
     load: float = float("nan")
@@ -188,9 +190,10 @@ def from_results(results: Sequence[Result], lq: np.ndarray) -> Made:
             beside[name] = np.stack([blank if v is None else _at_canonical(to_uint8(v)) for v in values])
     if any(r.landmarks is not None for r in results):
         beside["landmarks"] = np.stack([_points_at_canonical(r) for r in results])
-    if any(r.occluded_fraction is not None for r in results):
-        shares = [np.nan if r.image is None else r.occluded_fraction for r in results]
-        beside["occluded_fraction"] = np.array(shares, np.float64)
+    for name, key in (("occluded_fraction", "occluded_fraction"), ("agreement_db", "lr_consistency_db")):
+        numbers = [None if r.image is None else getattr(r, key) for r in results]
+        if any(v is not None for v in numbers):
+            beside[name] = np.array([np.nan if v is None else v for v in numbers], np.float64)
     return Made(
         np.stack(images), np.array([r.image is None for r in results]),
         np.array([r.status == "failed" for r in results]),

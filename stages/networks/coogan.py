@@ -162,11 +162,16 @@ class CooganNet(nn.Module):
     Args:
         attributes: names, in the order of the vectors.
         width: of the global path. local_width: of the local path. unit: `light` (LSTU) or `stgan` (STU).
+        gains: by name, the share of the way to an attribute's far end that is enough for it to be clearly there, as
+            measured on the trained network (`evaluation.edit_bars --strength`); 1 where none is given.
     """
 
-    def __init__(self, attributes: list[str], width: int = 48, local_width: int = 40, unit: str = "light") -> None:
+    def __init__(
+        self, attributes: list[str], width: int = 48, local_width: int = 40, unit: str = "light",
+        gains: dict[str, float] | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.attributes = tuple(attributes)
+        self.attributes, self.gains = tuple(attributes), gains or {}
         self.whole = GlobalPath(len(attributes), width, unit)
         self.local = LocalPath(len(attributes), local_width, width, unit)
 

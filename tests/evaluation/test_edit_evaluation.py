@@ -54,6 +54,12 @@ def test_memory_bars_are_judged() -> None:
     assert "| 4096 | 126 | 20.0 | 1.19 | 1000 | 30.0 |" in edit_memory.table(worse)
 
 
+def test_several_measurements_count_as_their_median_and_a_missing_one_is_not_passed_over() -> None:
+    rows = [Row(768, True, mib, seconds) for mib, seconds in ((90.0, 3.0), (60.0, 1.0), (70.0, 2.0))]
+    assert edit_memory.median_row(rows) == Row(768, True, 70.0, 2.0)
+    assert edit_memory.median_row([*rows, Row(768, True, None, None)]) == Row(768, True, None, None)
+
+
 def test_sizes_beyond_those_measured_in_one_piece_are_extrapolated_over_the_area_and_marked() -> None:
     rows = [Row(side, True, 100.0, 1.0) for side in (1000, 2000, 4000)]
     rows += [Row(1000, False, 150.0, 1.0), Row(2000, False, 450.0, 4.0)]

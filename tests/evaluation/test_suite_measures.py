@@ -54,6 +54,16 @@ def test_consistency_looks_at_uncovered_pixels_alone_and_a_refused_face_has_none
     assert value[0] > 50 and np.isnan(value[1])
 
 
+def test_the_journals_own_figure_stands_beside_the_strict_one() -> None:
+    views = degraded(faces(2), DegradationConfig.clean(), grey=False)
+    found = Result(source="x", status="ok", image=255 - views.truth[0], lr_consistency_db=55.0)
+    made = from_results([found, Result(source="y", status="no_face")], views.lq)
+    columns = measures.consistency(Sample(views, Made.from_arrays(made.arrays())))
+    np.testing.assert_array_equal(columns["agreement_db"], [55, np.nan])
+    assert columns["lr_consistency_db"][0] < 20
+    assert "agreement_db" not in measures.consistency(Sample(views, Made.plain(views.truth)))
+
+
 def test_parsing_equals_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     truth, found = (rng.choice([0, 1, 1, 2, 13], (4, 128, 128)).astype(np.uint8) for _ in range(2))

@@ -16,10 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline.config import ConfigError, apply_override, load_chain, parse_yaml
+from pipeline.config import ConfigError, VideoConfig, apply_override, load_chain, parse_yaml
 from pipeline.images import FORMATS, ImageError, Limits, read_mask, read_picture
 from pipeline.journal import Journal, line_of, read_records
+from pipeline.planning import InputError, InputSet
 from pipeline.sources.boxes import BoxFile
+from pipeline.sources.video import Video
 
 CASES = 200
 LIMITS = Limits(max_pixels=200_000)
@@ -214,3 +216,63 @@ def test_a_file_of_boxes_is_read_or_a_typed_refusal(
             assert type(error).__module__.startswith("pipeline") and str(error)
         else:
             assert all(np.isfinite(box.box_xywh_px).all() or box.error for box in boxes.of("a.png") or [])
+
+
+@lru_cache
+def sound_video(container: str, codec: str) -> bytes:
+    """A small sound video of six frames, 48 x 32."""
+    av = pytest.importorskip("av", reason="needs the extra video")
+    buffer, rng = io.BytesIO(), np.random.default_rng(0)
+    with av.open(buffer, "w", format=container) as made:
+        stream = made.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for _ in range(6):
+            pixels = rng.integers(0, 256, (32, 48, 3), dtype=np.uint8)
+            made.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        made.mux(stream.encode(None))
+    return buffer.getvalue()
+
+
+@fixed
+@given(
+    st.sampled_from([("matroska", "mpeg4"), ("mp4", "mpeg4"), ("avi", "mpeg4"), ("mpegts", "mpeg2video")]),
+    st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=12),
+    st.floats(0, 1), st.booleans(),
+)  # fmt: skip
+def test_a_damaged_video_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, kind: tuple[str, str], edits: list[tuple[float, int]], cut: float,
+    whole: bool,
+) -> None:  # fmt: skip
+    data = bytearray(sound_video(*kind))
+    for place, value in edits:
+        data[int(place * len(data))] = value
+    path = tmp_path_factory.mktemp("video") / "a.mkv"
+    path.write_bytes(data if whole else data[: int(cut * len(data))])
+    count = 0
+    try:
+        for frame in Video(str(path), VideoConfig(max_frames=50), LIMITS):
+            pixels, count = frame.picture.pixels, count + 1
+            assert pixels.dtype == np.uint8 and pixels.shape[2] == 3
+            assert pixels.shape[0] * pixels.shape[1] <= LIMITS.max_pixels
+    except ImageError as error:
+        assert error.status in ("corrupt", "unsupported") and str(error)
+    assert count <= 50
+    assert count == 6 or edits or not whole
+
+
+@fixed
+@given(st.one_of(st.binary(max_size=200), st.text(st.characters(codec="utf-8"), max_size=100).map(str.encode)))
+def test_a_list_of_inputs_is_read_or_a_typed_refusal(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+    folder = tmp_path_factory.mktemp("list")
+    (folder / "inputs.txt").write_bytes(data)
+    lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"\n").split(b"\n") if line]
+    inputs = InputSet((str(folder / "inputs.txt"),), folder / "out")
+    try:
+        tasks = list(inputs.tasks())
+    except InputError as error:
+        assert b"\0" in data and "NUL" in str(error)
+        return
+    assert len(tasks) == len(lines)
+    for task in tasks:
+        inside = (folder / "out" / f"restored/{task.target}.png").resolve()
+        assert inside.is_relative_to((folder / "out").resolve())

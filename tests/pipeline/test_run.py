@@ -495,3 +495,20 @@ def test_doctor_says_what_works(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     printed = capsys.readouterr().out
     assert "optional dlib: not usable (not today)" in printed and "optional none: usable" in printed
     assert "default chain: NOT OK: chain.yaml: broken" in printed
+
+
+def test_the_journal_says_what_each_stage_of_a_chain_made(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    one, other = RESAMPLE["stages"][0] | {"size": 48}, RESAMPLE["stages"][0] | {"size": 24}
+    restore(folder, tmp_path / "two", RESAMPLE | {"stages": [one, other]}, workers=1)
+    restore(folder, tmp_path / "one", RESAMPLE | {"stages": [one]}, workers=1)
+    alone = records(tmp_path / "one")
+    for name, record in records(tmp_path / "two").items():
+        first, second = record["notes"]["stages"]
+        assert (first["stage"], first["size_px"]) == ("resample", [48, 48]) and second["size_px"] == [24, 24]
+        outputs = tmp_path / "one" / alone[name]["output"], tmp_path / "two" / record["output"]
+        for made, picture in zip((first, second), outputs, strict=True):
+            pixels = np.asarray(Image.open(picture).convert("RGB"))
+            assert made["pixels_sha256"] == sha256(pixels.tobytes())
+        assert "stages" not in alone[name]["notes"]

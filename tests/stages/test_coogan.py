@@ -13,7 +13,7 @@ from pipeline.restorer import Restorer
 from stages import coogan as stage_module
 from stages.attributes import ATTRIBUTES, REGIONS, check_attributes
 from stages.batch import FaceBatch
-from stages.coogan import Coogan, CooganConfig, CooganEditor, TensorRows, edit_region, wanted_change
+from stages.coogan import BAND_ROWS, Coogan, CooganConfig, CooganEditor, TensorRows, edit_region, wanted_change
 from stages.face_frame import PART_CENTRES, FaceFrame, find_frame, frame_of, look
 from stages.networks.coogan import CooganNet, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
@@ -129,6 +129,23 @@ def test_an_edit_stays_in_its_region() -> None:
     assert edit_region(face_parsing(), {"lipstick": 0.0}).max() == 0
     both = edit_region(face_parsing(), {"lipstick": 1.0, "eyeglasses": 1.0})[0, 0]
     assert both[50, 43] == 1 and (both >= region).all()
+    age = edit_region(face_parsing(), {"age": 1.0})[0, 0]
+    assert age[:15].max() == 0 and age[30, 64] == 1  # beside the hair, not in it
+    assert edit_region(face_parsing(), {"age": 1.0, "hair_grey": 1.0})[0, 0, :15].min() == 1
+
+
+def test_a_gain_says_how_far_an_attribute_is_taken(weights: Path) -> None:
+    network = load_network("tiny", CPU)
+    assert isinstance(network, CooganNet)
+    source = TensorRows(faces(1, 128, 128).image[0])
+    plans = []
+    for network.gains in ({}, {"age": 0.5}):
+        plans.append(CooganEditor(network, FixedParser(), {"age": 1.0, "smiling": 1.0}, 128, 32).plan(source))
+    plain, gained = (plan.wanted[0] for plan in plans)
+    age = network.attributes.index("age")
+    torch.testing.assert_close(gained[age], plain[age] / 2)
+    rest = [i for i in range(len(network.attributes)) if i != age]
+    assert torch.equal(gained[rest], plain[rest]) and plain[rest].abs().max() > 0
 
 
 @pytest.mark.parametrize("size", [(256, 256), (300, 244), (500, 500)])
@@ -271,8 +288,8 @@ def test_other_attributes_are_asked_of_the_same_networks(weights: Path, monkeypa
         first.asking({"hat": 1.0})
 
 
-def test_bands_of_rows_are_all_that_is_read(weights: Path) -> None:
-    """The editor asks for rows in order and never for more than a patch's height of them."""
+def test_little_is_read_at_a_time_and_nothing_that_was_given_out(weights: Path) -> None:
+    """The editor asks for few rows, and a caller may write what it gets over the picture it came from."""
 
     class Watched(TensorRows):
         most = 0
@@ -284,10 +301,17 @@ def test_bands_of_rows_are_all_that_is_read(weights: Path) -> None:
     network = load_network("tiny", CPU)
     assert isinstance(network, CooganNet)
     editor = CooganEditor(network, FixedParser(), {"age": 1.0}, 128, 32)
-    source = Watched(faces(1, 700, 300).image[0])
+    picture = faces(1, 700, 300).image[0]
+    source, overwritten = Watched(picture), TensorRows(picture.clone())
     plan = editor.plan(source)
     assert isinstance(plan.frame, FaceFrame)
-    rows = [(top, part.shape[1]) for top, part, _ in editor.run(source, plan)]
-    assert source.most == 128 and rows[0][0] == 0
-    assert all(a + n == b for (a, n), (b, _) in zip(rows[:-1], rows[1:], strict=True))
-    assert rows[-1][0] + rows[-1][1] == 700
+    apart, invented, given = torch.full_like(picture, torch.nan), torch.zeros_like(picture[:1]), 0
+    for block in editor.run(source, plan):
+        block.put(apart, invented)
+        given += block.invented.numel()
+    assert source.most == BAND_ROWS < 128
+    assert given == 700 * 300 and torch.isfinite(apart).all()  # every pixel, once
+    assert not torch.equal(apart, picture)
+    for block in editor.run(overwritten, plan):
+        block.put(overwritten.image, invented)
+    assert torch.equal(overwritten.image, apart)

@@ -302,10 +302,12 @@ def test_the_region_of_a_sample_is_that_of_the_stage() -> None:
     classes = np.zeros((64, 64), np.uint8)
     classes[20:50, 16:48] = PARSING_CLASSES.index("skin")
     matrix = np.array([[2.0, 0, 0.5], [0, 2.0, 0.5]])
-    found = region_of(classes, matrix, ["smiling"]).astype(np.float32) / 255
+    classes[10:20, 16:48] = PARSING_CLASSES.index("hair")
     large = np.repeat(np.repeat(classes, 2, 0), 2, 1)
     parsing = torch.nn.functional.one_hot(torch.from_numpy(large).long(), 19).permute(2, 0, 1)[None].float()
-    assert np.abs(found - edit_region(parsing, {"smiling": 1.0})[0, 0].numpy()).max() < 0.15
+    for names in (["smiling"], ["age"], ["age", "eyeglasses"]):
+        found = region_of(classes, matrix, names).astype(np.float32) / 255
+        assert np.abs(found - edit_region(parsing, dict.fromkeys(names, 1.0))[0, 0].numpy()).max() < 0.15
 
 
 def test_a_network_for_unknown_attributes_is_refused(coogan_config: Path) -> None:
