@@ -4,8 +4,8 @@
 
 Each measurement is a process of its own. It loads what an edit needs and runs one warm-up of the smallest patch; what
 its resident memory then grows by at most, decoding and encoding of the file included, is the figure: the whole process
-less imports and weights. Sizes beyond those measured in one piece get an extrapolated figure, marked so. The picture is a
-drawn face, so that the same file can be made anywhere. Without `--weights` the shipped layout is measured with random
+less imports and weights. Sizes beyond those measured in one piece get an extrapolated figure, marked so. The picture is
+a drawn face, so that the same file can be made anywhere. Without `--weights` the shipped layout is measured with random
 numbers in it: memory and time do not ask for sense. Linux only.
 """
 

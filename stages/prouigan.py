@@ -17,6 +17,9 @@ from stages.weights import load_network
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 # Expected absolute error (in [0, 1]) at which a pixel counts as half invented: the mean of the shipped network.
 HALF_INVENTED = 0.06
+# How much more than its expected error a covered pixel counts. On 192 held-out faces covered parts are then 1.8 to 1.9
+# times as uncertain as the rest (1.4 to 1.5 without it), for .01 of the rank correlation with the error.
+COVERED_MORE = 0.3
 # Spread of a landmark's heatmap, px of the 128 frame, at which its confidence is one half.
 HALF_CONFIDENT_PX = 4.0
 NOISE_SLACK = 2.0
@@ -30,6 +33,7 @@ class ProUiganConfig(StageConfig):
     noise_slack: float = Field(
         default=NOISE_SLACK, ge=0, le=10
     )  # input noise that need not be reproduced, in its standard deviations
+    flip_ensemble: bool = False  # also restore the mirror image and take the mean: closer to the truth, half as fast
 
 
 class ProUigan(Stage[ProUiganConfig]):
@@ -83,15 +87,17 @@ class ProUigan(Stage[ProUiganConfig]):
         occlusion = self._occlusion(out, batch.given_mask)
         observed = (batch.observed if batch.observed.shape[-1] <= self.accepts_px[1] else batch.image).float()
         visible = visible_share(occlusion, observed.shape[-1])
-        image = out.images[-1]
-        if out.detail is not None:
-            image = image + (1 - self.config.fidelity) * out.detail
+        image = self._picture(out)
+        if self.config.flip_ensemble:
+            given = None if given is None else given.flip(-1)
+            mirrored = self.network(lq.flip(-1), given, detail=self.config.fidelity < 1)
+            image = (image + self._picture(mirrored).flip(-1)) / 2
         image = agree(image, observed, visible, noise_of(out, observed.shape[-1], self.config.noise_slack))
         image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
         error = out.log_scale.clamp(-7, 1).exp()
         doubt = error / (error + HALF_INVENTED)
         # What was covered is invented, but not all of it alike: a cheek is surer than a mouth.
-        uncertainty = torch.maximum(doubt, occlusion * (0.6 + 0.4 * doubt))
+        uncertainty = (doubt * (1 + COVERED_MORE * occlusion)).clamp(max=1)
         return batch.replace(
             image=image,
             landmarks=out.points[-1].float(),
@@ -104,6 +110,11 @@ class ProUigan(Stage[ProUiganConfig]):
             occluded_fraction=occlusion.mean((1, 2, 3)),
             lr_consistency_db=consistency_db((image * 255).round() / 255, observed, visible),
         )
+
+    def _picture(self, out: ProUiganOutput) -> Tensor:
+        """(B, 3, 128, 128) at the fidelity asked for, before the exact step."""
+        image = out.images[-1]
+        return image if out.detail is None else image + (1 - self.config.fidelity) * out.detail
 
     @staticmethod
     def _occlusion(out: ProUiganOutput, given: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import benchmark, endurance, memory
+from evaluation import benchmark, endurance, memory, scaling
 
 
 def test_thumbnails_are_seeded_distinct_and_16_px(tmp_path: Path) -> None:
@@ -89,3 +89,14 @@ def test_endurance_names_every_bar_that_is_missed() -> None:
     bad = replace(good, large_mib=111.0, inputs=9, journal_seconds=6.0, report_seconds=6.0, short_rate=12.0, same=False)
     assert [p.split()[0] for p in bad.problems()] == ["the", "memory", "reading", "opening", "10.0", "the"]
     assert "**other files**" in endurance.table(bad)
+
+
+def test_two_workers_are_held_against_one_of_the_same_engine() -> None:
+    measured = ("local", 1, 100.0), ("local", 2, 55.0), ("ray", 2, 50.0)
+    runs = [scaling.Run(engine, workers, seconds, same=True) for engine, workers, seconds in measured]
+    assert scaling.speedups(runs) == {"local": pytest.approx(100 / 55)} and scaling.problems(runs, 2) == []
+    runs.append(scaling.Run("ray", 1, 80.0, False))
+    found = scaling.problems(runs, 2)
+    assert len(found) == 2 and "other files" in found[0] and "1.60" in found[1]
+    assert len(scaling.problems(runs, 1)) == 1  # one core: no bar
+    assert "| local | 2 | 55.0 | 2.0 | 1.82 |" in scaling.table(runs, 110)

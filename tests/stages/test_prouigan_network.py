@@ -1,9 +1,15 @@
 """The generator: shapes, masks, independence of the batch, and that it can learn."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from stages.batch import FaceBatch
 from stages.networks.prouigan import DetailBranch, ProUiganNet
+from stages.prouigan import ProUigan, ProUiganConfig
 
 TINY = {
     "widths": (16, 16, 16),
@@ -114,3 +120,20 @@ def test_the_face_head_sees_where_things_lie_and_changes_nothing_else() -> None:
         features = torch.rand(1, 16, 16, 16)
         assert headed.face_head is not None
         assert not torch.allclose(headed.face_head(features), headed.face_head(features.flip(2)))
+
+
+@pytest.mark.slow
+def test_the_mean_with_the_mirror_image_does_not_know_left_from_right() -> None:
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.random((2, 3, 4, 4), np.float32)).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    def restored(image: Tensor, **options: Any) -> Tensor:
+        stage = ProUigan(ProUiganConfig(fidelity=0.3, noise_slack=0, **options), torch.device("cpu"), "fp32")
+        nothing = torch.zeros(2, 1, 16, 16)
+        batch = FaceBatch(("a", "b"), image, image, (0, 0), torch.zeros(2, dtype=torch.bool), given_mask=nothing)
+        return stage(batch).image
+
+    both = restored(image, flip_ensemble=True)
+    assert (restored(image.flip(-1), flip_ensemble=True).flip(-1) - both).abs().max() < 1e-3
+    assert (restored(image.flip(-1)).flip(-1) - restored(image)).abs().max() > 0.01
+    assert ((restored(image) + restored(image.flip(-1)).flip(-1)) / 2 - both).abs().mean() < 0.01

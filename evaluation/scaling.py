@@ -1,0 +1,107 @@
+"""How much faster two workers are than one: the whole command, by the engine of this machine and by Ray.
+
+    python -m evaluation.scaling --out OUT [--count 4000] [--workers 1 2] [--engines local ray]
+
+Every run is a process of its own, start-up included, on the same thumbnails; their files must be the same, byte for
+byte. Have as many idle cores as workers. Writes OUT/scaling.json and OUT/scaling.md.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from evaluation.benchmark import make_thumbnails, restore_command
+from evaluation.endurance import tree_hashes
+from evaluation.restoring import REPOSITORY
+
+LEAST_SPEEDUP = 1.7  # the bar: two workers over one, where the cores are there
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: engine, workers, wall seconds, and whether its files are those of the first run."""
+
+    engine: str
+    workers: int
+    seconds: float
+    same: bool
+
+
+def speedups(runs: Sequence[Run]) -> dict[str, float]:
+    """Engine -> seconds of one worker over those of two; engines of which both were measured."""
+    seconds = {(run.engine, run.workers): run.seconds for run in runs}
+    engines = dict.fromkeys(run.engine for run in runs)
+    return {e: seconds[e, 1] / seconds[e, 2] for e in engines if (e, 1) in seconds and (e, 2) in seconds}
+
+
+def problems(runs: Sequence[Run], cores: int) -> list[str]:
+    """What is short of its bar, in words; on a single core two workers need not be faster."""
+    found = [f"{run.engine}, {run.workers} workers: other files" for run in runs if not run.same]
+    slow = {engine: gain for engine, gain in speedups(runs).items() if gain < LEAST_SPEEDUP and cores > 1}
+    return found + [f"{engine}: two workers are {gain:.2f} times one" for engine, gain in slow.items()]
+
+
+def measure(config: Path, count: int, workers: Sequence[int], engines: Sequence[str], precision: str) -> list[Run]:
+    """Every engine with every number of workers. Raises `RuntimeError` where a run fails."""
+    runs: list[Run] = []
+    with tempfile.TemporaryDirectory() as scratch:
+        thumbnails, first = Path(scratch) / "in", None
+        make_thumbnails(thumbnails, count)
+        for engine in engines:
+            for number in workers:
+                out = Path(scratch) / f"{engine}{number}"
+                command = restore_command(thumbnails, out, config, precision)
+                start = time.perf_counter()
+                done = subprocess.run(
+                    [*command, "--engine", engine, "--workers", str(number)], capture_output=True, text=True
+                )
+                seconds = time.perf_counter() - start
+                if done.returncode not in (0, 1):
+                    raise RuntimeError(f"{engine}, {number} workers: exit code {done.returncode}: {done.stderr[-500:]}")
+                files = tree_hashes(out)
+                first = files if first is None else first
+                runs.append(Run(engine, number, seconds, files == first))
+    return runs
+
+
+def table(runs: Sequence[Run], count: int) -> str:
+    """The measurements as Markdown."""
+    gains = speedups(runs)
+    lines = ["| engine | workers | seconds | files/s | two over one |", "|---|---|---|---|---|"]
+    for run in runs:
+        gain = f"{gains[run.engine]:.2f}" if run.workers == 2 and run.engine in gains else ""
+        rate = count / run.seconds
+        lines.append(f"| {run.engine} | {run.workers} | {run.seconds:.1f} | {rate:.1f} | {gain} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; exit code 0 where every bar is reached, else 1."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.scaling", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="where scaling.json and scaling.md go")
+    parser.add_argument("--count", type=int, default=4000, help="thumbnails (default %(default)s)")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers (default 1 2)")
+    parser.add_argument("--engines", nargs="+", default=["local", "ray"], choices=("local", "ray"))
+    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "cctv_restore.yaml", help="the chain")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    args = parser.parse_args(arguments)
+    runs, cores = measure(args.config, args.count, args.workers, args.engines, args.precision), os.cpu_count() or 1
+    args.out.mkdir(parents=True, exist_ok=True)
+    record = {"count": args.count, "cores": cores, "runs": [asdict(r) for r in runs], "two_over_one": speedups(runs)}
+    (args.out / "scaling.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    (args.out / "scaling.md").write_text(table(runs, args.count), encoding="utf-8")
+    print(table(runs, args.count), end="")
+    for problem in problems(runs, cores):
+        print(f"short: {problem}", file=sys.stderr)
+    return 1 if problems(runs, cores) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
