@@ -24,7 +24,7 @@ from pipeline.storage import is_url, list_root, list_url
 
 NAME_LIMIT = 255  # bytes of one file name on the usual file systems
 ENDINGS = (".png", ".npz", ".json")  # of what is written for an input
-LONGEST_ENDING = max(map(len, ENDINGS))
+LONGEST_ENDING = 4  # of the files of every run; a sidecar's is longer, and fails with a name of 251 bytes
 FACE_NAME = re.compile(r"face_\d{3,}")  # of the outputs of one face, without the ending
 _PLAIN = {"": "%", ".": "%2E", "..": "%2E%2E"}  # parts of a name that would mean another folder
 PRODUCT_FOLDERS = ("restored", "degraded", "thumbnails", "uncertainty", "occlusion", "priors", "_run")

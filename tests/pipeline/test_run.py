@@ -506,9 +506,10 @@ def test_the_journal_says_what_each_stage_of_a_chain_made(
     alone = records(tmp_path / "one")
     for name, record in records(tmp_path / "two").items():
         first, second = record["notes"]["stages"]
-        assert (first["stage"], first["size_px"]) == ("resample", [48, 48]) and second["size_px"] == [24, 24]
+        assert first["stage"] == "resample" and max(first["size_px"]) == 48 and max(second["size_px"]) == 24
         outputs = tmp_path / "one" / alone[name]["output"], tmp_path / "two" / record["output"]
         for made, picture in zip((first, second), outputs, strict=True):
             pixels = np.asarray(Image.open(picture).convert("RGB"))
+            assert made["size_px"] == [pixels.shape[1], pixels.shape[0]]
             assert made["pixels_sha256"] == sha256(pixels.tobytes())
         assert "stages" not in alone[name]["notes"]
