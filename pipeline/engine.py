@@ -28,13 +28,13 @@ from pipeline.images import MAX_PIXELS, file_sha256
 from pipeline.journal import Journal
 from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
 from pipeline.planning import InputSet, Plan
-from pipeline.pool import Pair, Pool
+from pipeline.pool import Pair, Pool, context
 from pipeline.progress import Progress
 from pipeline.report import write_report
 from pipeline.restorer import FAILURES, Restorer
 from pipeline.run_record import code_sha256, core_count, hardware, versions
 from pipeline.sources.boxes import BoxFile
-from pipeline.storage import RemoteFolder
+from pipeline.storage import RemoteFolder, is_url
 from pipeline.worker import Job, OnExists, Worker, exists_already, in_hand
 
 DONE, SOME_FAILED, USAGE, NOTHING = 0, 1, 2, 4  # exit codes
@@ -146,6 +146,17 @@ class Prepared:
     def chunk(self) -> int:
         """Inputs given to a worker at a time: frames and videos one by one, as each may take long."""
         return 1 if self.config.takes_frames else self.restorer.batch_size
+
+    @property
+    def forks(self) -> bool:
+        """Whether worker processes are copies of this one."""
+        return context(self.restorer.device.type).get_start_method() == "fork"
+
+    @property
+    def drawers(self) -> int:
+        """Processes that draw the report: as many as workers, but one where a connection to a store would be copied."""
+        stored = any(is_url(place) for place in (self.job.output, *self.request.inputs))
+        return self.workers if self.forks and not stored else 1
 
     def make_worker(self) -> Worker:
         """A worker of this process, with the networks that are loaded already."""
@@ -355,9 +366,8 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
         elif prepared.workers == 1:
             outcomes = prepared.make_worker().process(pairs())
         else:
-            forked = prepared.restorer.device.type == "cpu" and sys.platform.startswith("linux")
             make: Callable[[], Worker] = (
-                partial(_forked, prepared, lock) if forked else partial(_respawn, request, prepared.job)
+                partial(_forked, prepared, lock) if prepared.forks else partial(_respawn, request, prepared.job)
             )
             pool = Pool(
                 prepared.workers, make, prepared.make_worker().record_failure, prepared.restorer.device.type,
@@ -426,7 +436,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             "cluster": prepared.config.cluster.model_dump(mode="json"),
         }  # fmt: skip
         output.write("_run/run.json", json.dumps(record, indent=1).encode() + b"\n")
-        report = write_report(output, prepared.plan, journal, record, request.max_pixels)
+        report = write_report(output, prepared.plan, journal, record, request.max_pixels, prepared.drawers)
     place = report if request.remote is None else f"{request.remote.rstrip('/')}/_run/{report.name}"
     print(f"{request.folder}: {progress.state()}; report: {place}", file=sys.stderr, flush=True)
     if left:

@@ -2,17 +2,20 @@
 
 A run of up to `PAGE_ITEMS` inputs is one page with the very files in it. A larger one is a page per `PAGE_ITEMS` inputs
 of one status, so that choosing a status is choosing pages, with previews that link to the files. Time and size grow
-with the inputs (2.3 ms of one core and 12 kB each), memory and the time to open a page do not.
+with the inputs (2 ms of one core and 12 kB each), memory and the time to open a page do not.
 """
 
 import base64
 import io
-import itertools
+import multiprocessing
 import os
-from collections import Counter
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,7 +34,8 @@ from pipeline.provenance import STRIP, notice
 PAGE_ITEMS = 200  # 2.5 MB of previews, or at most 10 MB of the files themselves
 LARGEST_PX = 256  # longer side of a picture on a page; what is larger is shown smaller, and linked
 JPEG_QUALITY = 92  # of previews: 3 kB for 128x128, and no difference to be seen from the file
-THREADS = 2
+THREADS = 2  # of a process; reading and drawing overlap
+PAGES_PER_PROCESS = 4  # fewer than this do not repay another process
 # What wants attention comes first; a status that is not named here comes before `ok`.
 ORDER = ("review", "failed", "corrupt", "unsupported", "no_face")
 MIXED = "all"  # the status of a page that holds every status
@@ -162,32 +166,106 @@ def _pages(statuses: Iterator[tuple[str, str]]) -> tuple[list[Page], Counter[str
     return ordered, counts
 
 
-def write_report(output: OutputFolder, plan: Plan, journal: Journal, run: dict[str, Any], max_pixels: int) -> Path:
-    """Draw the report of a finished run from its journal. Returns the path of the first page."""
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    limits = Limits(max_pixels)
-    strip = STRIP if run["generative"] and run["marking"]["strip"] != "none" else None
-    pages, counts = _pages((_label(record), record["status"]) for _, record in _records(plan, journal))
-    first: dict[str, Page] = {}
+Pair = tuple[Task, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What every page of a report is drawn from.
+
+    Attributes: run: its record. pages: all of them. counts: items by status.
+    """
+
+    output: OutputFolder
+    run: dict[str, Any]
+    limits: Limits
+    pages: Sequence[Page]
+    counts: Counter[str]
+
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        environment = jinja2.Environment(
+            autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        )
+        return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
+
+    def page(self, number: int, pairs: Sequence[Pair]) -> bytes:
+        """HTML of the page `number` (from 1), whose items are `pairs`."""
+        run, page, exact = self.run, self.pages[number - 1], len(self.pages) == 1
+        first: dict[str, Page] = {}
+        for other in self.pages:
+            first.setdefault(other.status, other)
+        with ThreadPoolExecutor(THREADS, "report") as pool:
+            waiting = [pool.submit(_item, *pair, self.output, self.limits, page, exact) for pair in pairs]
+            items = [future.result() for future in waiting]
+        html = self._template.render(
+            run=run, items=items, notice=notice(run["generative"]),
+            strip=STRIP if run["generative"] and run["marking"]["strip"] != "none" else None,
+            page=page, pages=self.pages, exact=exact, first=first, counts=dict(sorted(self.counts.items())),
+        )  # fmt: skip
+        return html.encode()
+
+
+_drawing: Drawing | None = None  # of a process that draws pages and nothing else
+
+
+def _adopt(drawing: Drawing) -> None:
+    global _drawing
+    _drawing = drawing
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _drawn(number: int, pairs: Sequence[Pair]) -> bytes:
+    assert _drawing is not None
+    return _drawing.page(number, pairs)
+
+
+def _filled(pages: Sequence[Page], records: Iterator[Pair]) -> Iterator[tuple[int, list[Pair]]]:
+    """Number and items of every page, each as soon as its last item is there."""
+    to_fill: dict[str, deque[Page]] = {}
     for page in pages:
-        first.setdefault(page.status, page)
-    with ThreadPoolExecutor(THREADS, "report") as pool:
-        for status in first:
-            found = (pair for pair in _records(plan, journal) if status in (MIXED, pair[1]["status"]))
-            for page in (p for p in pages if p.status == status):
-                waiting = [
-                    pool.submit(_item, *pair, output, limits, page, exact=len(pages) == 1)
-                    for pair in itertools.islice(found, page.count)
-                ]
-                html = template.render(
-                    run=run, items=[future.result() for future in waiting], notice=notice(run["generative"]),
-                    strip=strip, page=page, pages=pages, exact=len(pages) == 1,
-                    first=first, counts=dict(sorted(counts.items())),
-                )  # fmt: skip
-                output.write(f"_run/{page.path}", html.encode())
+        to_fill.setdefault(page.status, deque()).append(page)
+    waiting: dict[str, list[Pair]] = {status: [] for status in to_fill}
+    for pair in records:
+        status = MIXED if MIXED in to_fill else pair[1]["status"]
+        waiting[status].append(pair)
+        if len(waiting[status]) == to_fill[status][0].count:
+            yield to_fill[status].popleft().number, waiting[status]
+            waiting[status] = []
+    for left in to_fill.values():
+        yield from ((page.number, []) for page in left)  # the one page of a run without any item
+
+
+def write_report(
+    output: OutputFolder, plan: Plan, journal: Journal, run: dict[str, Any], max_pixels: int, processes: int = 1
+) -> Path:
+    """Draw the report of a finished run from its journal. Returns the path of the first page.
+
+    Args:
+        processes: how many may draw pages at a time; above 1 they are copies of this process (Linux, no CUDA, and an
+            output and inputs on this machine).
+    """
+    pages, counts = _pages((_label(record), record["status"]) for _, record in _records(plan, journal))
+    drawing = Drawing(output, run, Limits(max_pixels), pages, counts)
+    filled = _filled(pages, _records(plan, journal))
+    processes = min(processes, len(pages) // PAGES_PER_PROCESS)
+    if processes < 2:
+        for number, pairs in filled:
+            output.write(f"_run/{pages[number - 1].path}", drawing.page(number, pairs))
+    else:
+        forked = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(processes, forked, initializer=_adopt, initargs=(drawing,)) as pool:
+            waiting: deque[tuple[Page, Future[bytes]]] = deque()
+            for number, pairs in filled:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", DeprecationWarning)  # as in `pipeline.pool`
+                    waiting.append((pages[number - 1], pool.submit(_drawn, number, pairs)))
+                if len(waiting) > 2 * processes:  # enough to keep them busy, and not all pages at once
+                    page, future = waiting.popleft()
+                    output.write(f"_run/{page.path}", future.result())
+            for page, future in waiting:
+                output.write(f"_run/{page.path}", future.result())
     kept = {page.path for page in pages}
     for old in output.path("_run/report").glob("page_*.html"):
         if f"report/{old.name}" not in kept:

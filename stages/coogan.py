@@ -1,6 +1,6 @@
 """Stage `coogan`: change attributes of a face of any size in the memory of a small one."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -256,17 +256,31 @@ def wanted_change(attributes: dict[str, float], source: Tensor, names: tuple[str
 def edit_region(parsing: Tensor, attributes: dict[str, float]) -> Tensor:
     """(B, 1, 128, 128) in [0, 1]: where the edits may act, 0 beyond; from (B, 19, 128, 128) class probabilities.
 
-    The parts of each edit, widened by `REACH_PX`, without those it spares; of all edits together, faded over `FADE_PX`.
+    As `region_where` says of the attributes whose strength is not 0.
     """
 
-    def there(parts: Sequence[str]) -> Tensor:
-        return (parsing[:, [PARSING_CLASSES.index(p) for p in parts]].sum(1, keepdim=True) > 0.5).float()
+    def mass(parts: Sequence[str]) -> Tensor:
+        return parsing[:, [PARSING_CLASSES.index(p) for p in parts]].sum(1, keepdim=True)
 
-    region = torch.zeros_like(parsing[:, :1])
-    for name, strength in attributes.items():
-        if strength:
-            wide = F.max_pool2d(there(REGIONS[name]), 2 * REACH_PX + 1, 1, REACH_PX)
-            region = torch.maximum(region, wide * (1 - there(SPARED[name])) if name in SPARED else wide)
+    asked = [name for name, strength in attributes.items() if strength]
+    return region_where(mass, asked) if asked else torch.zeros_like(parsing[:, :1])
+
+
+def region_where(mass: Callable[[Sequence[str]], Tensor], names: Sequence[str]) -> Tensor:
+    """(B, 1, 128, 128) in [0, 1]: where edits of `names` may act, 0 beyond.
+
+    The parts of each edit, widened by `REACH_PX`, without those it spares; of all edits together, faded over `FADE_PX`.
+    `mass` tells how much of each pixel of the frame is one of some parts, (B, 1, 128, 128); more than half is there.
+    """
+    region: Tensor | None = None
+    for name in names:
+        part = (mass(REGIONS[name]) > 0.5).float()
+        for kernel, reach in (((2 * REACH_PX + 1, 1), (REACH_PX, 0)), ((1, 2 * REACH_PX + 1), (0, REACH_PX))):
+            part = F.max_pool2d(part, kernel, 1, reach)
+        if name in SPARED:
+            part = part * (mass(SPARED[name]) <= 0.5)
+        region = part if region is None else torch.maximum(region, part)
+    assert region is not None, "at least one name"
     pad = FADE_PX // 2
     return F.avg_pool2d(F.pad(region, (pad,) * 4, mode="replicate"), FADE_PX, 1)
 

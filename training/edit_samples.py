@@ -16,8 +16,8 @@ from torch import Tensor
 
 from landmarks.alignment import apply
 from landmarks.scheme import MIRROR
-from stages.attributes import ATTRIBUTES, HAIR_COLOURS, REGIONS, SPARED
-from stages.coogan import FADE_PX, REACH_PX
+from stages.attributes import ATTRIBUTES, HAIR_COLOURS
+from stages.coogan import region_where
 from stages.networks.classifier import TraitNet
 from stages.networks.coogan import GLOBAL_SIZE
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
@@ -245,23 +245,17 @@ def fit_prototypes(faces: EditFaces, names: Sequence[str], seed: int) -> dict[st
 
 
 def region_of(classes: np.ndarray, matrix: np.ndarray, names: Sequence[str]) -> np.ndarray:
-    """(128, 128) uint8: where edits of `names` may act, as `stages.coogan.edit_region` says, from a class map.
+    """(128, 128) uint8: where edits of `names` may act, as `stages.coogan.region_where` says, from a class map.
 
     `matrix` (2, 3) maps pixels of the class map to the frame.
     """
-    size = (GLOBAL_SIZE, GLOBAL_SIZE)
 
-    def there(parts: Sequence[str]) -> np.ndarray:
+    def mass(parts: Sequence[str]) -> Tensor:
         found = np.isin(classes, [PARSING_CLASSES.index(p) for p in parts]).astype(np.float32)
-        mass: np.ndarray = cv2.warpAffine(found, matrix, size, borderMode=cv2.BORDER_REFLECT_101)
-        return (mass > 0.5).astype(np.float32)
+        in_frame = cv2.warpAffine(found, matrix, (GLOBAL_SIZE, GLOBAL_SIZE), borderMode=cv2.BORDER_REFLECT_101)
+        return torch.from_numpy(in_frame)[None, None]
 
-    region = np.zeros(size, np.float32)
-    for name in names:
-        wide = cv2.dilate(there(REGIONS[name]), np.ones((2 * REACH_PX + 1,) * 2, np.uint8))
-        region = np.maximum(region, wide * (1 - there(SPARED[name])) if name in SPARED else wide)
-    faded = cv2.blur(region, (FADE_PX, FADE_PX), borderType=cv2.BORDER_REPLICATE)
-    return np.round(faded * 255).astype(np.uint8)
+    return np.asarray((region_where(mass, names)[0, 0] * 255).round().byte())
 
 
 # ---- edits with an answer

@@ -164,6 +164,8 @@ class CooganNet(nn.Module):
         width: of the global path. local_width: of the local path. unit: `light` (LSTU) or `stgan` (STU).
         gains: by name, the share of the way to an attribute's far end that is enough for it to be clearly there, as
             measured on the trained network (`evaluation.edit_bars --strength`); 1 where none is given.
+
+    Raises `ValueError` for a gain of an attribute that is none of `attributes`.
     """
 
     def __init__(
@@ -172,6 +174,8 @@ class CooganNet(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.attributes, self.gains = tuple(attributes), gains or {}
+        if unknown := sorted(self.gains.keys() - set(attributes)):
+            raise ValueError(f"gains: {', '.join(unknown)} is none of {', '.join(attributes)}")
         self.whole = GlobalPath(len(attributes), width, unit)
         self.local = LocalPath(len(attributes), local_width, width, unit)
 

@@ -1,12 +1,14 @@
 """The report: original first, every input on some page, nothing from outside; opened in a browser where one is."""
 
+import json
+import os
 import re
 import resource
 import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.report import MIXED, _pages
+from evaluation.endurance import BROWSERS
+from pipeline.images import MAX_PIXELS
+from pipeline.journal import Journal
+from pipeline.output import OutputFolder
+from pipeline.planning import InputSet, Plan
+from pipeline.report import MIXED, Drawing, Pair, _pages, write_report
 from tests.pipeline.conftest import colour, png, shipped_chain
 
-BROWSER = next((p for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if (p := shutil.which(n))), None)
+BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 MARK = re.compile(r'<section class="item (\w+)">')
 NAME = re.compile(r'<div class="facts"><b>([^<]*)</b>')
 
@@ -79,6 +86,28 @@ def test_every_link_of_every_page_leads_somewhere(paged: tuple[Path, list[Path]]
         assert len(links) > 5
         for link in links:
             assert (page.parent / link).resolve().is_file(), (page.name, link)
+
+
+def test_pages_drawn_by_other_processes_are_the_same(
+    paged: tuple[Path, list[Path]], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, pages = paged
+    before, drawers = [page.read_bytes() for page in pages], tmp_path / "drawers"
+    drawn_by_one = Drawing.page
+
+    def page_of(drawing: Drawing, number: int, pairs: Sequence[Pair]) -> bytes:
+        with drawers.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        return drawn_by_one(drawing, number, pairs)
+
+    monkeypatch.setattr("pipeline.report.PAGES_PER_PROCESS", 2)
+    monkeypatch.setattr(Drawing, "page", page_of)
+    plan, record = Plan(InputSet((str(folder),), run.parent)), json.loads((run / "run.json").read_text())
+    with Journal(run / "journal.jsonl") as journal:
+        write_report(OutputFolder(run.parent), plan, journal, record, MAX_PIXELS, processes=8)
+    assert [page.read_bytes() for page in pages] == before
+    ids = drawers.read_text().split()
+    assert len(ids) == len(pages) and 1 <= len(set(ids)) <= 2 and str(os.getpid()) not in ids
 
 
 def test_pages_of_an_earlier_larger_run_are_removed(

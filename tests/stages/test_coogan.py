@@ -206,6 +206,11 @@ def test_no_face_gives_no_output(weights: Path, monkeypatch: pytest.MonkeyPatch)
     assert result.status == "no_face" and result.image is None
 
 
+def test_a_gain_of_an_attribute_that_was_not_learned_is_refused() -> None:
+    with pytest.raises(ValueError, match="gains: smile is none of smiling"):
+        CooganNet(**TINY, gains={"smile": 0.7, "age": 1.3})
+
+
 def test_an_edit_is_measured_against_the_evidence_anew(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = faces()
     thumb = torch.nn.functional.avg_pool2d(batch.image, 16)
