@@ -66,10 +66,27 @@ def test_the_area_average_of_the_result_is_the_input(weights: Path, side: int, s
 
 def test_fidelity_chooses_between_two_answers(weights: Path) -> None:
     batch = faces()
-    smooth, middle, sharp = (stage(size=128, fidelity=f)(batch).image for f in (1.0, 0.5, 0.0))
+    smooth, middle, sharp = (stage(size=128, fidelity=f, grain=0)(batch).image for f in (1.0, 0.5, 0.0))
     assert not torch.allclose(smooth, sharp, atol=1e-3)
     inside = (middle > 0.02) & (middle < 0.98)
     torch.testing.assert_close(middle[inside], ((smooth + sharp) / 2)[inside], atol=0.02, rtol=0)
+
+
+def test_grain_is_noise_of_the_face_that_leaves_the_evidence_and_its_map_alone(weights: Path) -> None:
+    batch = faces(2)
+    plain, grainy, half = (
+        stage(size=192, fidelity=f, grain=g)(batch) for f, g in ((0.0, 0.0), (0.0, 0.03), (0.5, 0.03))
+    )
+    again = stage(size=192, fidelity=0.0, grain=0.03)(batch.select(1))
+    grain = grainy.image - plain.image
+    assert torch.equal(again.image, grainy.image[1:2])
+    assert 0.02 < grain.std() < 0.035 and not torch.equal(grain[0], grain[1])
+    inside = ((grainy.image > 0.01) & (grainy.image < 0.99)).all(1)
+    assert (grain.amax(1) - grain.amin(1))[inside].mean() < 1e-3, "no colour"
+    assert grainy.uncertainty is not None and plain.uncertainty is not None
+    assert torch.equal(grainy.uncertainty, plain.uncertainty)
+    assert (average_to(grainy.image, 32) - batch.image).square().mean() < 1e-5
+    assert (half.image - stage(size=192, fidelity=0.5, grain=0)(batch).image).std() < 0.6 * grain.std()
 
 
 def test_tiles_agree_with_the_whole(weights: Path) -> None:
