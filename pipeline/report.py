@@ -2,7 +2,7 @@
 
 A run of up to `PAGE_ITEMS` inputs is one page with the very files in it. A larger one is a page per `PAGE_ITEMS` inputs
 of one status, so that choosing a status is choosing pages, with previews that link to the files. Time and size grow
-with the inputs (2 ms of one core and 12 kB each), memory and the time to open a page do not.
+with the inputs (2.3 ms of one core and 12 kB each), memory and the time to open a page do not.
 """
 
 import base64

@@ -23,6 +23,8 @@ COVERED_MORE = 0.3
 # Spread of a landmark's heatmap, px of the 128 frame, at which its confidence is one half.
 HALF_CONFIDENT_PX = 4.0
 NOISE_SLACK = 2.0
+# Standard deviation, of [0, 1], below which noise is no reason to depart from the input: a grey level.
+LEAST_NOISE = 0.004
 
 
 class ProUiganConfig(StageConfig):
@@ -168,11 +170,11 @@ def visible_share(occlusion: Tensor, size: int) -> Tensor:
 def noise_of(out: ProUiganOutput, size: int, deviations: float = NOISE_SLACK) -> Tensor:
     """(B,) differences from an input of `size` px a side that are its noise, as the network reads it.
 
-    None below a grey level, and where less than 16 px were enlarged, which looks like noise.
+    None below `LEAST_NOISE`, and where less than 16 px were enlarged, which looks like noise.
     """
     # Averaging n x n pixels to 16x16 divided the noise's standard deviation by n / 16.
     slack = out.log_noise.exp() * deviations * max(1.0, size / INPUT_SIZE)
-    least = 0.004 * deviations if size >= INPUT_SIZE else float("inf")
+    least = LEAST_NOISE * deviations if size >= INPUT_SIZE else float("inf")
     return torch.where(slack < least, 0.0, slack)
 
 

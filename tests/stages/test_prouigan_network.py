@@ -1,6 +1,7 @@
 """The generator: shapes, masks, independence of the batch, and that it can learn."""
 
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor
 
 from stages.batch import FaceBatch
-from stages.networks.prouigan import DetailBranch, ProUiganNet
-from stages.prouigan import ProUigan, ProUiganConfig
+from stages.networks.prouigan import DetailBranch, ProUiganNet, ProUiganOutput
+from stages.prouigan import LEAST_NOISE, ProUigan, ProUiganConfig, noise_of
 
 TINY = {
     "widths": (16, 16, 16),
@@ -137,3 +138,11 @@ def test_the_mean_with_the_mirror_image_does_not_know_left_from_right() -> None:
     assert (restored(image.flip(-1), flip_ensemble=True).flip(-1) - both).abs().max() < 1e-3
     assert (restored(image.flip(-1)).flip(-1) - restored(image)).abs().max() > 0.01
     assert ((restored(image) + restored(image.flip(-1)).flip(-1)) / 2 - both).abs().mean() < 0.01
+
+
+def test_grain_of_a_clean_picture_is_no_noise_and_larger_inputs_have_more_of_it() -> None:
+    log_noise = torch.tensor([0.9 * LEAST_NOISE, 1.1 * LEAST_NOISE]).log()
+    out = cast(ProUiganOutput, SimpleNamespace(log_noise=log_noise))
+    torch.testing.assert_close(noise_of(out, 16, 2.0), torch.tensor([0.0, 2.2 * LEAST_NOISE]))
+    torch.testing.assert_close(noise_of(out, 32, 2.0), torch.tensor([3.6, 4.4]) * LEAST_NOISE)
+    assert not noise_of(out, 12).any(), "enlarged pixels"
