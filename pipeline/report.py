@@ -183,6 +183,11 @@ class Drawing:
     counts: Counter[str]
 
     @cached_property
+    def _first(self) -> dict[str, Page]:
+        """The first page of each status."""
+        return {page.status: page for page in reversed(self.pages)}
+
+    @cached_property
     def _template(self) -> jinja2.Template:
         environment = jinja2.Environment(
             autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -192,16 +197,13 @@ class Drawing:
     def page(self, number: int, pairs: Sequence[Pair]) -> bytes:
         """HTML of the page `number` (from 1), whose items are `pairs`."""
         run, page, exact = self.run, self.pages[number - 1], len(self.pages) == 1
-        first: dict[str, Page] = {}
-        for other in self.pages:
-            first.setdefault(other.status, other)
         with ThreadPoolExecutor(THREADS, "report") as pool:
             waiting = [pool.submit(_item, *pair, self.output, self.limits, page, exact) for pair in pairs]
             items = [future.result() for future in waiting]
         html = self._template.render(
             run=run, items=items, notice=notice(run["generative"]),
             strip=STRIP if run["generative"] and run["marking"]["strip"] != "none" else None,
-            page=page, pages=self.pages, exact=exact, first=first, counts=dict(sorted(self.counts.items())),
+            page=page, pages=self.pages, exact=exact, first=self._first, counts=dict(sorted(self.counts.items())),
         )  # fmt: skip
         return html.encode()
 
@@ -237,6 +239,26 @@ def _filled(pages: Sequence[Page], records: Iterator[Pair]) -> Iterator[tuple[in
         yield from ((page.number, []) for page in left)  # the one page of a run without any item
 
 
+def _pages_drawn(
+    drawing: Drawing, filled: Iterator[tuple[int, list[Pair]]], processes: int
+) -> Iterator[tuple[int, bytes]]:
+    """Number and HTML of every page, drawn here or by so many copies of this process."""
+    if processes < 2:
+        yield from ((number, drawing.page(number, pairs)) for number, pairs in filled)
+        return
+    forked = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(processes, forked, initializer=_adopt, initargs=(drawing,)) as pool:
+        waiting: deque[tuple[int, Future[bytes]]] = deque()
+        for number, pairs in filled:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # as in `pipeline.pool`
+                waiting.append((number, pool.submit(_drawn, number, pairs)))
+            if len(waiting) > 2 * processes:  # enough to keep them busy, and not all pages at once
+                done, future = waiting.popleft()
+                yield done, future.result()
+        yield from ((number, future.result()) for number, future in waiting)
+
+
 def write_report(
     output: OutputFolder, plan: Plan, journal: Journal, run: dict[str, Any], max_pixels: int, processes: int = 1
 ) -> Path:
@@ -249,23 +271,8 @@ def write_report(
     pages, counts = _pages((_label(record), record["status"]) for _, record in _records(plan, journal))
     drawing = Drawing(output, run, Limits(max_pixels), pages, counts)
     filled = _filled(pages, _records(plan, journal))
-    processes = min(processes, len(pages) // PAGES_PER_PROCESS)
-    if processes < 2:
-        for number, pairs in filled:
-            output.write(f"_run/{pages[number - 1].path}", drawing.page(number, pairs))
-    else:
-        forked = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(processes, forked, initializer=_adopt, initargs=(drawing,)) as pool:
-            waiting: deque[tuple[Page, Future[bytes]]] = deque()
-            for number, pairs in filled:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", DeprecationWarning)  # as in `pipeline.pool`
-                    waiting.append((pages[number - 1], pool.submit(_drawn, number, pairs)))
-                if len(waiting) > 2 * processes:  # enough to keep them busy, and not all pages at once
-                    page, future = waiting.popleft()
-                    output.write(f"_run/{page.path}", future.result())
-            for page, future in waiting:
-                output.write(f"_run/{page.path}", future.result())
+    for number, html in _pages_drawn(drawing, filled, min(processes, len(pages) // PAGES_PER_PROCESS)):
+        output.write(f"_run/{pages[number - 1].path}", html)
     kept = {page.path for page in pages}
     for old in output.path("_run/report").glob("page_*.html"):
         if f"report/{old.name}" not in kept:
