@@ -4,8 +4,10 @@ A trait is a class (`expression`), a number (`age`, years) or a yes or no (all o
 say, or says with doubt, is left out. Labels are other people's judgements of pictures, not facts about a person.
 """
 
+import csv
 import io
 from collections.abc import Collection, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,14 @@ from landmarks.scheme import inter_ocular_px
 EXPRESSIONS = ("neutral", "happiness", "surprise", "anger", "sadness")
 AGE_BANDS = (3, 10, 20, 40, 60, 80)  # years at which a band begins, after the first: 0-2, 3-9, ..., 80 and more
 LABEL_COLUMNS = ("age", "gender", "expression", "attributes", "mask")
+SEEN = "seen"  # key of a row under which `read_columns` puts its labels of `BY_EYE`
 GLASSES, MOUTH, HAIR, HAT = 3, 10, 13, 14  # classes of CelebAMask-HQ
 # Share of the picture that a class must cover: below, a few stray pixels. Eyeglasses start at .004 where there are any.
 PRESENT = 0.002
 # Distance of the inner lips over that of the outer eye corners. Of 866 faces with masks, 93 % of the mouths that show
 # an inside lie above OPEN and 2 % below CLOSED; 4 % and 90 % of those that show none.
 OPEN, CLOSED = 0.055, 0.025
+BY_EYE = Path(__file__).with_name("labels_by_eye.csv")  # set, id, trait, 1 or 0: what no set says, seen by us
 _OMI = {  # trait -> rating of OMI (means of people's answers, 0-100), at most for no, at least for yes
     "masculine": ("gender", 40, 60),  # falls with long hair, r = -.87: 100 is a man
     "smiling": ("happy", 40, 65),
@@ -49,7 +53,8 @@ def traits_of(row: Mapping[str, Any], landmarks: np.ndarray | None = None) -> di
 
     Args:
         row: columns of its Parquet file (`LABEL_COLUMNS`), None or absent where a set lacks them; `mask` is the encoded
-            class map of CelebAMask-HQ. landmarks: (68, 2) upright points of the face, where known.
+            class map of CelebAMask-HQ, `SEEN` what was labelled by eye. landmarks: (68, 2) upright points of the face,
+            where known.
     """
     found: dict[str, float] = {}
     if (age := row.get("age")) is not None:
@@ -74,11 +79,21 @@ def traits_of(row: Mapping[str, Any], landmarks: np.ndarray | None = None) -> di
         found["eyeglasses"], found["hat"] = float(share[GLASSES] > PRESENT), float(share[HAT] > PRESENT)
         if not PRESENT / 10 < share[MOUTH] <= PRESENT:
             found["mouth_open"] = float(share[MOUTH] > PRESENT)
+    return found | (row.get(SEEN) or {})
+
+
+@cache
+def labelled_by_eye() -> dict[str, dict[str, dict[str, float]]]:
+    """Set -> id -> trait -> 1 or 0, as found by looking at numbered pictures; doubtful ones were left out."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    with BY_EYE.open(encoding="utf-8", newline="") as lines:
+        for row in csv.DictReader(lines):
+            found.setdefault(row["set"], {}).setdefault(row["id"], {})[row["trait"]] = float(row["label"])
     return found
 
 
 def read_columns(path: Path, columns: Collection[str] = LABEL_COLUMNS) -> dict[str, dict[str, Any]]:
-    """Rows of a Parquet file by id, with those of `columns` that it has.
+    """Rows of a Parquet file by id, with those of `columns` that it has and what was labelled by eye (`SEEN`).
 
     Raises:
         FileNotFoundError: no such file.
@@ -89,4 +104,8 @@ def read_columns(path: Path, columns: Collection[str] = LABEL_COLUMNS) -> dict[s
         raise FileNotFoundError(f"labels: {path} does not exist")
     names = pq.ParquetFile(path).schema_arrow.names
     table = pq.read_table(path, columns=["id", *(c for c in names if c in columns)]).to_pylist()
-    return {str(row.pop("id")): row for row in table}
+    rows = {str(row.pop("id")): row for row in table}
+    for face, seen in labelled_by_eye().get(path.stem, {}).items():
+        if face in rows:
+            rows[face][SEEN] = seen
+    return rows

@@ -10,7 +10,8 @@
 | hair_black, hair_blond | OMI `hair-color`, colour of the hair's pixels in CelebAMask-HQ |
 | hair_brown, hair_grey | colour of the hair's pixels in CelebAMask-HQ |
 | hair_long | OMI `long-haired`, hair below the chin in the class maps |
-| beard, brows, lipstick | no set says: the classifier alone, once it has such a head |
+| beard | 397 men of OMI and CelebAMask-HQ, 139 of them bearded, labelled by eye (`stages/labels_by_eye.csv`) |
+| brows, lipstick | no set says: the classifier alone, once it has such a head |
 
 What stays unknown, the classifier `attributes_training` may fill in while training. The rules shared with the
 classifiers stand in `stages.trait_labels`. Ethnicity and skin colour are in no row: they are never an edit target.
@@ -29,7 +30,7 @@ from torch import Tensor
 from landmarks.scheme import POINT_COUNT
 from stages.attributes import ATTRIBUTES
 from stages.networks.face_parser import PARSING_CLASSES
-from stages.trait_labels import traits_of
+from stages.trait_labels import SEEN, labelled_by_eye, traits_of
 
 UNKNOWN = float("nan")
 MIDDLE_AGE, AGE_REACH = 37.0, 25.0  # years that are label 0, and the distance to +-1: 12 and less, 62 and more
@@ -105,6 +106,7 @@ FURTHER: dict[str, dict[str, Rule]] = {
 def labels_of_row(row: dict[str, Any], name: str) -> np.ndarray:
     """(A,) float32 labels of one Parquet row of set `name`, in the order of `ATTRIBUTES`."""
     points = row.get("landmarks")
+    row = {SEEN: labelled_by_eye().get(name, {}).get(str(row.get("id")))} | row
     traits = traits_of(row, None if points is None else np.asarray(points, np.float64).reshape(POINT_COUNT, 2))
     found = {a: graded(v, MIDDLE_AGE, AGE_REACH) if a == "age" else 2 * v - 1 for a, v in traits.items()}
     for attribute, rule in FURTHER.get(name, {}).items():

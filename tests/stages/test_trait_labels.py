@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from stages.degradation.occluders import MEAN_SHAPE
-from stages.trait_labels import EXPRESSIONS, age_band, mouth_opening, read_columns, traits_of
+from stages.trait_labels import EXPRESSIONS, age_band, labelled_by_eye, mouth_opening, read_columns, traits_of
 
 OMI = {"age": 30.0, "gender": 90.0, "happy": 20.0, "long-haired": 10.0, "hair-color": 90.0, "skin-color": 20.0}
 
@@ -88,9 +88,19 @@ def test_age_bands_start_where_they_say() -> None:
     assert age_band(np.array([0, 2, 3, 9, 10, 39, 40, 80, 116])).tolist() == [0, 0, 1, 1, 2, 3, 4, 6, 6]
 
 
+def test_beards_were_labelled_by_eye_in_two_sets() -> None:
+    for name in ("omi", "celebamask"):
+        beards = [seen["beard"] for seen in labelled_by_eye()[name].values()]
+        assert set(beards) == {0.0, 1.0} and sum(beards) >= 50
+
+
 def test_columns_are_fetched_by_id_where_the_set_has_them(tmp_path: Path) -> None:
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     pq.write_table(pa.table({"id": ["a", "b"], "age": [3, None], "image": [b"1", b"2"]}), tmp_path / "x.parquet")
     assert read_columns(tmp_path / "x.parquet") == {"a": {"age": 3}, "b": {"age": None}}
+    face, seen = next(iter(labelled_by_eye()["omi"].items()))
+    pq.write_table(pa.table({"id": [face, "none"]}), tmp_path / "omi.parquet")
+    rows = read_columns(tmp_path / "omi.parquet")
+    assert traits_of(rows[face]) == seen and traits_of(rows["none"]) == {}
     with pytest.raises(FileNotFoundError, match="labels: "):
         read_columns(tmp_path / "none.parquet")

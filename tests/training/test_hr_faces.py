@@ -9,6 +9,7 @@ import torch
 
 pytest.importorskip("pyarrow")
 from stages.attributes import ATTRIBUTES
+from stages.trait_labels import labelled_by_eye
 from training import hr_faces
 from training.attribute_labels import FURTHER, label_of_answer, labels_of_row
 from training.config import TrainingError
@@ -88,6 +89,14 @@ def test_years_and_flags_become_labels() -> None:
     assert labels[ATTRIBUTES.index("age")] == -1 and labels[ATTRIBUTES.index("masculine")] == 1
     assert label_of_answer("age", torch.tensor([37.0, 99.0])).tolist() == [0, 1]
     assert label_of_answer("smiling", torch.tensor([0.0, 30.0])).tolist() == pytest.approx([0, 1])
+
+
+def test_what_was_seen_by_eye_becomes_a_label() -> None:
+    column, seen = ATTRIBUTES.index("beard"), labelled_by_eye()["omi"]
+    for label, wanted in ((1, 1), (0, -1)):
+        face = next(face for face, traits in seen.items() if traits["beard"] == label)
+        assert labels_of_row({"id": face}, "omi")[column] == wanted
+    assert np.isnan(labels_of_row({"id": face}, "utkface")[column])  # another set's face of that name
 
 
 def test_no_label_is_about_ethnicity() -> None:
