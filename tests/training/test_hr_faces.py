@@ -93,9 +93,10 @@ def test_years_and_flags_become_labels() -> None:
 
 def test_what_was_seen_by_eye_becomes_a_label() -> None:
     column, seen = ATTRIBUTES.index("beard"), labelled_by_eye()["omi"]
+    ratings = dict.fromkeys(("age", "gender", "happy", "long-haired", "hair-color", "skin-color"), 50.0)
     for label, wanted in ((1, 1), (0, -1)):
         face = next(face for face, traits in seen.items() if traits["beard"] == label)
-        assert labels_of_row({"id": face}, "omi")[column] == wanted
+        assert labels_of_row({"id": face, "attributes": ratings}, "omi")[column] == wanted
     assert np.isnan(labels_of_row({"id": face}, "utkface")[column])  # another set's face of that name
 
 
