@@ -1,6 +1,6 @@
 """How much faster two workers are than one: the whole command, by the engine of this machine and by Ray.
 
-    python -m evaluation.scaling --out OUT [--count 6000] [--workers 1 2] [--engines local ray]
+    python -m evaluation.scaling --out OUT [--count 10000] [--workers 1 2] [--engines local ray]
 
 Every run is a process of its own, start-up included, on the same thumbnails; their files must be the same, byte for
 byte. A short run of each engine goes before and does not count: the first one waits for the disk. Have as many idle
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where every bar is reached, else 1."""
     parser = argparse.ArgumentParser(prog="python -m evaluation.scaling", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="where scaling.json and scaling.md go")
-    parser.add_argument("--count", type=int, default=6000, help="thumbnails (default %(default)s)")
+    parser.add_argument("--count", type=int, default=10000, help="thumbnails (default %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers (default 1 2)")
     parser.add_argument("--engines", nargs="+", default=["local", "ray"], choices=("local", "ray"))
     parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "cctv_restore.yaml", help="the chain")

@@ -140,6 +140,17 @@ def test_the_mean_with_the_mirror_image_does_not_know_left_from_right() -> None:
     assert ((restored(image) + restored(image.flip(-1)).flip(-1)) / 2 - both).abs().mean() < 0.01
 
 
+def test_painted_detail_falls_to_a_quarter_halfway_and_to_nothing() -> None:
+    out = cast(ProUiganOutput, SimpleNamespace(images=[torch.zeros(1, 3, 2, 2)], detail=torch.ones(1, 3, 2, 2)))
+
+    def detail(fidelity: float) -> float:
+        stage = cast(ProUigan, SimpleNamespace(config=ProUiganConfig(fidelity=fidelity)))
+        return float(ProUigan._picture(stage, out).mean())
+
+    assert [detail(f) for f in (0.0, 0.5, 1.0)] == [1.0, 0.25, 0.0]
+    assert all(detail(f / 10) > detail((f + 1) / 10) for f in range(10))
+
+
 def test_grain_of_a_clean_picture_is_no_noise_and_larger_inputs_have_more_of_it() -> None:
     log_noise = torch.tensor([0.9 * LEAST_NOISE, 1.1 * LEAST_NOISE]).log()
     out = cast(ProUiganOutput, SimpleNamespace(log_noise=log_noise))
