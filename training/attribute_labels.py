@@ -106,7 +106,8 @@ FURTHER: dict[str, dict[str, Rule]] = {
 def labels_of_row(row: dict[str, Any], name: str) -> np.ndarray:
     """(A,) float32 labels of one Parquet row of set `name`, in the order of `ATTRIBUTES`."""
     points = row.get("landmarks")
-    row = {SEEN: labelled_by_eye().get(name, {}).get(str(row.get("id")))} | row
+    if SEEN not in row:  # not by `read_columns`, which has put it there
+        row = row | {SEEN: labelled_by_eye().get(name, {}).get(str(row.get("id")))}
     traits = traits_of(row, None if points is None else np.asarray(points, np.float64).reshape(POINT_COUNT, 2))
     found = {a: graded(v, MIDDLE_AGE, AGE_REACH) if a == "age" else 2 * v - 1 for a, v in traits.items()}
     for attribute, rule in FURTHER.get(name, {}).items():
