@@ -26,8 +26,9 @@ HALF_CONFIDENT_PX = 4.0
 # pairs are told right, with none .912, with half .906 (AUC .9680, .9675, .9676).
 DETAIL_POWER = 2
 NOISE_SLACK = 2.0
-# Standard deviation, of [0, 1], below which noise is no reason to depart from the input: a grey level.
-LEAST_NOISE = 0.004
+# Standard deviations, of [0, 1]: up to the first, a grey level, noise is no reason to depart from the input; from the
+# second on it is one in full. The grain of a photograph, averaged to 16x16, reads as something between.
+LEAST_NOISE, SURE_NOISE = 0.004, 0.012
 
 
 class ProUiganConfig(StageConfig):
@@ -173,12 +174,15 @@ def visible_share(occlusion: Tensor, size: int) -> Tensor:
 def noise_of(out: ProUiganOutput, size: int, deviations: float = NOISE_SLACK) -> Tensor:
     """(B,) differences from an input of `size` px a side that are its noise, as the network reads it.
 
-    None below `LEAST_NOISE`, and where less than 16 px were enlarged, which looks like noise.
+    None up to `LEAST_NOISE`, all of it from `SURE_NOISE` on; none where less than 16 px were enlarged, which looks like
+    noise.
     """
+    noise = out.log_noise.exp()
+    if size < INPUT_SIZE:
+        return torch.zeros_like(noise)
+    share = ((noise - LEAST_NOISE) / (SURE_NOISE - LEAST_NOISE)).clamp(0, 1)
     # Averaging n x n pixels to 16x16 divided the noise's standard deviation by n / 16.
-    slack = out.log_noise.exp() * deviations * max(1.0, size / INPUT_SIZE)
-    least = LEAST_NOISE * deviations if size >= INPUT_SIZE else float("inf")
-    return torch.where(slack < least, 0.0, slack)
+    return noise * share * deviations * (size / INPUT_SIZE)
 
 
 def luma(image: Tensor) -> Tensor:

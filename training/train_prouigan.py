@@ -28,6 +28,7 @@ from training import losses
 from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import FaceDiscriminator
 from training.faces import MARGIN, build_pack
+from training.growth import grow
 from training.loop import LoopConfig, Task, rng_of, train
 from training.no_face import no_face
 from training.parsing_labels import MIRRORED, parsing_labels
@@ -348,9 +349,7 @@ class ProUiganTask(FaceSamples):
         super().__init__(config)
         network = ProUiganNet(**config.network)
         if config.start:
-            state = load_network(config.start, torch.device("cpu")).state_dict()
-            new = {k: v for k, v in network.state_dict().items() if k.startswith("face_head")}
-            network.load_state_dict(new | state)
+            grow(network, load_network(config.start, torch.device("cpu")).state_dict())
         network.requires_grad_(config.phase == "trunk")
         network.detail.requires_grad_(config.phase == "detail")
         if network.face_head is not None:

@@ -6,11 +6,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from stages.batch import FaceBatch
-from stages.networks.prouigan import DetailBranch, ProUiganNet, ProUiganOutput
-from stages.prouigan import LEAST_NOISE, ProUigan, ProUiganConfig, noise_of
+from stages.networks.prouigan import DetailBranch, ProUiganNet, ProUiganOutput, doubled
+from stages.prouigan import LEAST_NOISE, SURE_NOISE, ProUigan, ProUiganConfig, noise_of
 
 TINY = {
     "widths": (16, 16, 16),
@@ -152,8 +153,19 @@ def test_painted_detail_falls_to_a_quarter_halfway_and_to_nothing() -> None:
 
 
 def test_grain_of_a_clean_picture_is_no_noise_and_larger_inputs_have_more_of_it() -> None:
-    log_noise = torch.tensor([0.9 * LEAST_NOISE, 1.1 * LEAST_NOISE]).log()
-    out = cast(ProUiganOutput, SimpleNamespace(log_noise=log_noise))
-    torch.testing.assert_close(noise_of(out, 16, 2.0), torch.tensor([0.0, 2.2 * LEAST_NOISE]))
-    torch.testing.assert_close(noise_of(out, 32, 2.0), torch.tensor([3.6, 4.4]) * LEAST_NOISE)
+    halfway = (LEAST_NOISE + SURE_NOISE) / 2
+    noise = torch.tensor([0.9 * LEAST_NOISE, halfway, SURE_NOISE, 2 * SURE_NOISE])
+    out = cast(ProUiganOutput, SimpleNamespace(log_noise=noise.log()))
+    slack = torch.tensor([0.0, halfway, 2 * SURE_NOISE, 4 * SURE_NOISE])
+    torch.testing.assert_close(noise_of(out, 16, 2.0), slack)
+    torch.testing.assert_close(noise_of(out, 32, 2.0), 2 * slack)
     assert not noise_of(out, 12).any(), "enlarged pixels"
+
+
+@pytest.mark.parametrize("side", [16, 32, 64])
+def test_doubling_by_matrices_is_bicubic_enlargement(side: int) -> None:
+    image = torch.rand(2, 3, side, side)
+    with torch.autocast("cpu", torch.bfloat16):
+        made = doubled(image)
+    wanted = F.interpolate(image, scale_factor=2.0, mode="bicubic", align_corners=False)
+    torch.testing.assert_close(made, wanted, atol=1e-6, rtol=0)

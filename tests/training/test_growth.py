@@ -1,0 +1,71 @@
+"""A grown restorer answers as the smaller one did, and every new weight can learn."""
+
+import pytest
+import torch
+
+from stages.networks.prouigan import ProUiganNet
+from training.config import TrainingError
+from training.growth import grow
+
+SMALL = {
+    "widths": (16, 16, 16),
+    "blocks": (1, 0, 0),
+    "dilations": ((1,), (1,), (1,)),
+    "landmark_width": 16,
+    "landmark_dilations": ((1,), (1,), (1,)),
+    "attention_width": 16,
+    "heads": 2,
+    "detail_width": 16,
+}
+LARGE = SMALL | {
+    "widths": (32, 24, 20),
+    "blocks": (2, 1, 0),
+    "dilations": ((1, 2), (1,), (1, 1)),
+    "landmark_width": 24,
+    "face_width": 8,
+}
+
+
+def moved(network: ProUiganNet) -> ProUiganNet:
+    """With weights of a trained network's kind: none at zero."""
+    for p in network.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    return network
+
+
+def test_a_grown_network_gives_the_answers_of_the_small_one() -> None:
+    torch.manual_seed(0)
+    small, large = moved(ProUiganNet(**SMALL)), ProUiganNet(**LARGE)
+    grow(large, small.state_dict())
+    faces = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        old, new = small(faces, detail=True), large(faces, detail=True)
+    for name in ("images", "mask_logits", "heatmap_logits", "parsing_logits", "points"):
+        for a, b in zip(getattr(old, name), getattr(new, name), strict=True):
+            torch.testing.assert_close(a, b, atol=2e-4, rtol=1e-4)
+    for name in ("log_scale", "log_noise", "detail"):
+        torch.testing.assert_close(getattr(old, name), getattr(new, name), atol=2e-4, rtol=1e-4)
+
+
+def test_what_is_new_learns_and_then_counts() -> None:
+    torch.manual_seed(0)
+    small, large = moved(ProUiganNet(**SMALL)), ProUiganNet(**LARGE)
+    grow(large, small.state_dict())
+    before = {k: v.clone() for k, v in large.state_dict().items()}
+    optimiser = torch.optim.Adam(large.parameters(), 1e-3)
+    for _ in range(3):  # readers and writers of new channels, then what stands before both
+        out = large(torch.rand(2, 3, 16, 16), detail=True)
+        everything = (*out.images, *out.parsing_logits, *out.mask_logits, *out.points, out.log_scale, out.log_noise)
+        loss = sum(t.square().mean() for t in (*everything, out.face_logit, out.detail))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    still = [k for k, v in large.state_dict().items() if torch.equal(v, before[k])]
+    assert not still
+    widened = large.state_dict()["steps.0.blocks.0.second.weight"]
+    assert widened[16:, :16].abs().max() > 0 and widened[:16, 16:].abs().max() > 0
+
+
+def test_a_network_cannot_shrink() -> None:
+    with pytest.raises(TrainingError, match=r"steps\.0\..*does not fit"):
+        grow(ProUiganNet(**SMALL), ProUiganNet(**LARGE).state_dict())
