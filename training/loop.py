@@ -5,6 +5,7 @@ come from the run's seed and i), so a run that was stopped and resumed sees what
 """
 
 import copy
+import hashlib
 import json
 import os
 import time
@@ -54,6 +55,15 @@ class LoopConfig(BaseModel):
     precision: Literal["bf16", "fp32"] = "bf16"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     channels_last: bool = True
+
+    def after(self, weights: str) -> "LoopConfig":
+        """The same options with a seed for a run that goes on from weights of that SHA-256.
+
+        With the seed they were trained with it would begin with samples they know: six runs in a row that did so left a
+        restorer .36 dB better, and .9 dB under covers, on those samples than on others of the same faces.
+        """
+        mixed = hashlib.sha256(f"{self.seed} {weights}".encode()).digest()
+        return self.model_copy(update={"seed": int.from_bytes(mixed[:4], "big")})
 
     def resolved_device(self) -> torch.device:
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device

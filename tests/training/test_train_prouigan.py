@@ -22,6 +22,7 @@ from pipeline.cli import main  # noqa: E402
 from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
 from training import train_prouigan  # noqa: E402
 from training.faces import Pack  # noqa: E402
+from training.publish import publish  # noqa: E402
 from training.sources import HELD_ONE_IN, content_id  # noqa: E402
 from training.train_prouigan import frame_matrix  # noqa: E402
 
@@ -176,6 +177,26 @@ def test_wrong_options_are_named_with_file_path_and_nearest_key(
     config.write_text("task: prouigan\nloop: 3\n")
     assert main(["train", "-c", str(config), "--dry-run"]) == 2
     assert "train.yaml: pack: the training needs this option and it is missing" in capsys.readouterr().err
+
+
+def test_a_leg_from_published_weights_may_be_wider_and_sees_samples_of_its_own(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REVISAGE_WEIGHTS", str(config.parent / "weights"))
+    (config.parent / "weights").mkdir()
+    options = yaml.safe_load(config.read_text())
+    options["loop"] |= {"steps": 2}
+    config.write_text(yaml.safe_dump(options))
+    train_prouigan.main(config)
+    publish(config.parent / "run", "small")
+    options |= {"start": "small", "network": {"widths": [32, 16, 16]}}
+    options["loop"] |= {"run": "second"}
+    config.write_text(yaml.safe_dump(options))
+    network = train_prouigan.main(config)
+    assert network.state_dict()["steps.0.stem.weight"].shape == (32, 5, 3, 3)
+    first, second = (yaml.safe_load((config.parent / run / "config.yaml").read_text()) for run in ("run", "second"))
+    assert first["loop"]["seed"] == 0 and second["loop"]["seed"] not in (0, 1)
+    assert second["network"]["landmark_width"] == NETWORK["landmark_width"], "what is not asked for stays"
 
 
 def test_unknown_options_are_refused(config: Path) -> None:
