@@ -1,44 +1,69 @@
 """Grow a trained restorer into a wider or deeper one that starts by doing exactly what the trained one does.
 
-After Net2Net (Chen, Goodfellow and Shlens, ICLR 2016), without its copied units: channels that are new in a residual
-stream start at 0, since whatever writes to the stream writes 0 to them; what reads them has random weights, so that
-gradients reach the writers from the first step on. New units inside a block are random, and what reads them starts at
-0. New blocks are identities as every `ResidualBlock` is at its start.
+After Net2Net (Chen, Goodfellow and Shlens, ICLR 2016), without its copied units. New channels of a stream (what
+residual blocks add to, or what one step hands to the next) start at 0, since the new rows of whatever writes to the
+stream are 0; the new columns of what reads them are random, so that gradients reach the writers from the first step on.
+Units that are new inside a block are random, and the new columns of what reads them start at 0. New blocks are
+identities, as every `ResidualBlock` is at its start.
 """
 
-from collections.abc import Mapping
+from torch import nn
 
-import torch
-from torch import Tensor, nn
-
+from stages.networks.prouigan import Attention
 from training.config import TrainingError
 
-# Layers whose outputs are added to a residual stream, or handed to one.
-WRITERS = ("stem", "carry", "second", "out", "image_forward.3", "landmark_forward.3", "prior_in", "up", "landmark_mix",
-           "landmark_stem", "landmark_carry")  # fmt: skip
+# Last parts of the names of layers that write to a stream, and of those that read units inside a block.
+WRITERS = (
+    "stem",
+    "carry",
+    "landmark_mix",
+    "second",
+    "out",
+    "_forward.3",
+    "prior_in",
+    "up",
+    "fine",
+    "coarse",
+    "picture",
+)
+INNER_READERS = ("second", "_forward.3")
 # Root-mean-square norms over a stream: the new channels, 0 at the start, lower the mean square.
-NORMS = ("query_norm", "key_norm", "image_forward.0", "landmark_forward.0")
+NORMS = ("query_norm", "key_norm", "_forward.0")
 
 
-def grow(network: nn.Module, trained: Mapping[str, Tensor]) -> None:
+def grow(network: nn.Module, trained: nn.Module) -> None:
     """Load the weights of a smaller restorer into `network`, which then gives that restorer's answers.
 
     Args:
-        network: freshly made, at least as wide and as deep as the trained one everywhere.
-        trained: its state.
+        network: freshly made; streams at least as wide and stacks at least as deep as the trained one's. Attention and
+            the head that tells faces from other things must be as wide as there, dilations the same.
+        trained: the smaller one.
 
     Raises:
-        TrainingError: something of the trained network has no place in the new one.
+        TrainingError: the new network cannot give the trained one's answers.
     """
+    modules = dict(network.named_modules())
+    for name, module in trained.named_modules():
+        if isinstance(module, Attention) and module.heads != getattr(modules.get(name), "heads", None):
+            raise TrainingError(f"{name}: attention with other heads gives other answers")
+        if isinstance(module, nn.Conv2d) and module.dilation != getattr(modules.get(name), "dilation", module.dilation):
+            raise TrainingError(f"{name}: another dilation gives other answers")
     state = network.state_dict()
-    for name, old in trained.items():
-        new = state.get(name)
+    for name, old in trained.state_dict().items():
+        new, layer = state.get(name), name.rpartition(".")[0]
+        fixed = layer.endswith(("query", "key_value")) or layer.startswith("face_head.")  # rows, beside what they read
         if new is None or new.ndim != old.ndim or any(n < o for n, o in zip(new.shape, old.shape, strict=True)):
             place = "none" if new is None else tuple(new.shape)
             raise TrainingError(f"{name}: {tuple(old.shape)} does not fit into {place}: a network can only grow")
-        layer = name.rpartition(".")[0]
-        silent = layer.endswith(WRITERS) or name.endswith("place")  # position codes are added to the stream too
-        grown = torch.zeros_like(new) if silent else new.clone()
+        if fixed and new.shape[0] != old.shape[0]:
+            raise TrainingError(f"{name}: {old.shape[0]} rows cannot become {new.shape[0]}: this part cannot grow")
+        grown = new.clone()
+        if layer.endswith(WRITERS):
+            grown[old.shape[0] :] = 0
+        if layer.endswith(INNER_READERS) and old.ndim > 1:
+            grown[:, old.shape[1] :] = 0
+        if name.endswith("place"):  # position codes are added to the stream
+            grown.zero_()
         scale = (old.shape[0] / new.shape[0]) ** 0.5 if layer.endswith(NORMS) else 1.0
         grown[tuple(slice(n) for n in old.shape)] = old.to(new.dtype) * scale
         state[name] = grown

@@ -349,7 +349,7 @@ class ProUiganTask(FaceSamples):
         super().__init__(config)
         network = ProUiganNet(**config.network)
         if config.start:
-            grow(network, load_network(config.start, torch.device("cpu")).state_dict())
+            grow(network, load_network(config.start, torch.device("cpu")))
         network.requires_grad_(config.phase == "trunk")
         network.detail.requires_grad_(config.phase == "detail")
         if network.face_head is not None:

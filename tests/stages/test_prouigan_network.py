@@ -12,17 +12,7 @@ from torch import Tensor
 from stages.batch import FaceBatch
 from stages.networks.prouigan import DetailBranch, ProUiganNet, ProUiganOutput, doubled
 from stages.prouigan import LEAST_NOISE, SURE_NOISE, ProUigan, ProUiganConfig, noise_of
-
-TINY = {
-    "widths": (16, 16, 16),
-    "blocks": (1, 0, 0),
-    "dilations": ((1,), (1,), (1,)),
-    "landmark_width": 16,
-    "landmark_dilations": ((1,), (1,), (1,)),
-    "attention_width": 16,
-    "heads": 2,
-    "detail_width": 16,
-}
+from tests.tiny import TINY
 
 
 @pytest.fixture

@@ -1,27 +1,21 @@
 """A grown restorer answers as the smaller one did, and every new weight can learn."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from stages.networks.prouigan import ProUiganNet
+from tests.tiny import TINY as SMALL
 from training.config import TrainingError
 from training.growth import grow
 
-SMALL = {
-    "widths": (16, 16, 16),
-    "blocks": (1, 0, 0),
-    "dilations": ((1,), (1,), (1,)),
-    "landmark_width": 16,
-    "landmark_dilations": ((1,), (1,), (1,)),
-    "attention_width": 16,
-    "heads": 2,
-    "detail_width": 16,
-}
 LARGE = SMALL | {
     "widths": (32, 24, 20),
     "blocks": (2, 1, 0),
     "dilations": ((1, 2), (1,), (1, 1)),
     "landmark_width": 24,
+    "detail_width": 20,
     "face_width": 8,
 }
 
@@ -36,7 +30,7 @@ def moved(network: ProUiganNet) -> ProUiganNet:
 def test_a_grown_network_gives_the_answers_of_the_small_one() -> None:
     torch.manual_seed(0)
     small, large = moved(ProUiganNet(**SMALL)), ProUiganNet(**LARGE)
-    grow(large, small.state_dict())
+    grow(large, small)
     faces = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         old, new = small(faces, detail=True), large(faces, detail=True)
@@ -50,7 +44,7 @@ def test_a_grown_network_gives_the_answers_of_the_small_one() -> None:
 def test_what_is_new_learns_and_then_counts() -> None:
     torch.manual_seed(0)
     small, large = moved(ProUiganNet(**SMALL)), ProUiganNet(**LARGE)
-    grow(large, small.state_dict())
+    grow(large, small)
     before = {k: v.clone() for k, v in large.state_dict().items()}
     optimiser = torch.optim.Adam(large.parameters(), 1e-3)
     for _ in range(3):  # readers and writers of new channels, then what stands before both
@@ -60,12 +54,28 @@ def test_what_is_new_learns_and_then_counts() -> None:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    still = [k for k, v in large.state_dict().items() if torch.equal(v, before[k])]
-    assert not still
-    widened = large.state_dict()["steps.0.blocks.0.second.weight"]
-    assert widened[16:, :16].abs().max() > 0 and widened[:16, 16:].abs().max() > 0
+    after = large.state_dict()
+    assert not [k for k, v in after.items() if torch.equal(v, before[k])]
+    for name, old in small.state_dict().items():  # new rows and new columns too: two zeros in a row would never move
+        for axis in range(min(old.ndim, 2)):
+            added = slice(old.shape[axis], None)
+            was, now = (s[name].transpose(0, axis)[added] for s in (before, after))
+            assert not was.numel() or (now.isfinite().all() and not torch.equal(was, now)), (name, axis)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"heads": 4}, "heads"),
+        ({"attention_width": 32}, "cannot grow"),
+        ({"dilations": ((2,), (1,), (1,))}, "dilation"),
+    ],
+)
+def test_what_would_change_the_answers_is_refused(change: dict[str, Any], named: str) -> None:
+    with pytest.raises(TrainingError, match=named):
+        grow(ProUiganNet(**SMALL | change), ProUiganNet(**SMALL))
 
 
 def test_a_network_cannot_shrink() -> None:
     with pytest.raises(TrainingError, match=r"steps\.0\..*does not fit"):
-        grow(ProUiganNet(**SMALL), ProUiganNet(**LARGE).state_dict())
+        grow(ProUiganNet(**SMALL), ProUiganNet(**LARGE))
