@@ -1,6 +1,7 @@
 """The command line: arguments -> pipeline -> exit code. It knows no stage, and imports nothing heavy until it must."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,6 +38,12 @@ def _place(text: str) -> str:
     if not place.strip():
         raise argparse.ArgumentTypeError("is empty; for the current folder say .")
     return place
+
+
+def _file(text: str) -> Path:
+    """A path that means the same from every folder, as the record of the run keeps it."""
+    place = _place(text)
+    return Path(place if "://" in place else os.path.abspath(place))
 
 
 def _attribute(text: str) -> tuple[str, float]:
@@ -242,13 +249,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     restore.add_argument(
         "--mask",
-        type=Path,
+        type=_file,
         metavar="PATH",
         help="occluder mask, white = covered: a file for all, or a folder mirroring the inputs",
     )
     restore.add_argument(
         "--boxes",
-        type=Path,
+        type=_file,
         metavar="FILE",
         help="CSV or JSON with image, x, y, w, h of the faces, for a chain whose detect has the backend boxes",
     )
@@ -264,7 +271,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run_options(edit, None, max_pixels=8192 * 8192)  # edited in bands of rows, measured up to that size
     edit.add_argument(
         "--editor",
-        choices=("coogan", "l2mgan", "maskfacegan"),
+        choices=("coogan",),
         default="coogan",
         help="which method (default: %(default)s)",
     )

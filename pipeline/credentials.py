@@ -48,11 +48,6 @@ def unsigned(png: bytes) -> bytes:
     return _PNG_HEAD + b"".join(chunk for kind, chunk in _chunks(png) if kind != _MANIFEST_CHUNK)
 
 
-def is_signed(png: bytes) -> bool:
-    """Whether a PNG holds a manifest. Raises `ValueError` where it is no PNG."""
-    return any(kind == _MANIFEST_CHUNK for kind, _ in _chunks(png))
-
-
 def read_manifest(png: bytes) -> tuple[dict[str, Any], list[str]]:
     """The active manifest of a signed PNG, and the codes of everything that is wrong with it.
 

@@ -19,8 +19,6 @@ from stages.weights import WeightsError, card_names, read_checked, weights_dir
 PACKAGES = {
     "onnxruntime": "ONNX networks (extras mtcnn, evaluate)",
     "av": "reading videos (extra video)",
-    "kornia": "geometry (extra kornia)",
-    "timm": "training (extra train)",
     "c2pa": "signed manifests (extra c2pa)",
     "ray": "--engine ray (extra cluster)",
     "s3fs": "object stores (extra cluster)",

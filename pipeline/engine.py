@@ -35,7 +35,7 @@ from pipeline.restorer import FAILURES, Restorer
 from pipeline.run_record import code_sha256, core_count, hardware, versions
 from pipeline.sources.boxes import BoxFile
 from pipeline.storage import RemoteFolder, is_url
-from pipeline.worker import Job, OnExists, Worker, exists_already, in_hand
+from pipeline.worker import Job, OnExists, Prior, Worker, in_hand
 
 DONE, SOME_FAILED, USAGE, NOTHING = 0, 1, 2, 4  # exit codes
 TASKS_PER_WORKER = 24  # fewer inputs than this do not repay another process
@@ -153,6 +153,11 @@ class Prepared:
         return context(self.restorer.device.type).get_start_method() == "fork"
 
     @property
+    def request_of_workers(self) -> Request:
+        """The request for workers that build their chain themselves: with the batch size that was chosen here."""
+        return dataclasses.replace(self.request, batch_size=self.restorer.batch_size)
+
+    @property
     def drawers(self) -> int:
         """Processes that draw the report: as many as workers, but one where a connection to a store would be copied."""
         stored = any(is_url(place) for place in (self.job.output, *self.request.inputs))
@@ -266,12 +271,13 @@ def describe(prepared: Prepared) -> Iterator[str]:
 
 
 def _respawn(request: Request, job: Job) -> Worker:
-    """A worker in a fresh process (CUDA, or systems that cannot fork)."""
+    """A worker in a fresh process (CUDA, or systems that cannot fork), for a request that names the batch size."""
+    assert request.batch_size is not None
     torch.set_num_threads(1)
     Image.MAX_IMAGE_PIXELS = None
     restorer = Restorer.from_config(
         request.config, fidelity=request.fidelity, overrides=request.overrides, device=request.device,
-        precision=request.precision, batch_size=request.batch_size or 16, max_pixels=request.max_pixels,
+        precision=request.precision, batch_size=request.batch_size, max_pixels=request.max_pixels,
     )  # fmt: skip
     return Worker(restorer, job)
 
@@ -281,17 +287,13 @@ def _forked(prepared: Prepared, lock: OutputLock) -> Worker:
     return prepared.make_worker()
 
 
-def _refuse_existing(prepared: Prepared, output: OutputFolder, journal: Journal) -> None:
-    """`--on-exists error`: an output is there that the journal does not explain as a result of this very chain."""
-    found = []
+def _refuse_existing(prepared: Prepared, journal: Journal) -> None:
+    """`--on-exists error`: an output is there that is no proven result of this very chain and of the input as it is
+    now. Costs the reading of those inputs and outputs. Raises `OutputError`."""
+    worker, found = prepared.make_worker(), []
     for task in prepared.plan:
-        relative = f"{prepared.job.folder}/{task.target}"
-        if not exists_already(output, prepared.job.folder, task.target):
-            continue
-        record = journal.find(task.name)
-        expected = prepared.job.key(record["input_sha256"] or "", None) if record else None
-        if not (record and prepared.request.resume and (task.mask or record["key"] == expected)):
-            found.append(relative)
+        if worker.unproven(task, _prior(journal, task.name) if prepared.request.resume else None):
+            found.append(f"{prepared.job.folder}/{task.target}")
             if len(found) == 10:
                 break
     if found:
@@ -315,7 +317,7 @@ def execute(prepared: Prepared, output: OutputFolder | None = None) -> int:
     try:
         with Journal(output.root / "_run" / "journal.jsonl") as journal:
             if request.on_exists == "error":
-                _refuse_existing(prepared, output, journal)
+                _refuse_existing(prepared, journal)
             code = _work(prepared, output, journal, lock)
         output.publish(final=True)
         if lock.unclean or request.engine == "ray":
@@ -331,12 +333,12 @@ def execute(prepared: Prepared, output: OutputFolder | None = None) -> int:
     return code
 
 
-def _essence(record: dict[str, Any] | None) -> dict[str, Any] | None:
+def _essence(record: dict[str, Any] | None) -> Prior | None:
     """What a worker needs to know of an earlier record."""
     return None if record is None else {k: record.get(k) for k in ("key", "status", "files_sha256")}
 
 
-def _prior(journal: Journal, name: str) -> dict[str, Any] | None:
+def _prior(journal: Journal, name: str) -> Prior | None:
     """What a worker needs to know of an earlier run's records of an input and its faces."""
     record = journal.find(name)
     essence = _essence(record)
@@ -367,7 +369,9 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             outcomes = prepared.make_worker().process(pairs())
         else:
             make: Callable[[], Worker] = (
-                partial(_forked, prepared, lock) if prepared.forks else partial(_respawn, request, prepared.job)
+                partial(_forked, prepared, lock)
+                if prepared.forks
+                else partial(_respawn, prepared.request_of_workers, prepared.job)
             )
             pool = Pool(
                 prepared.workers, make, prepared.make_worker().record_failure, prepared.restorer.device.type,
@@ -436,7 +440,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             "cluster": prepared.config.cluster.model_dump(mode="json"),
         }  # fmt: skip
         output.write("_run/run.json", json.dumps(record, indent=1).encode() + b"\n")
-        report = write_report(output, prepared.plan, journal, record, request.max_pixels, prepared.drawers)
+        report = write_report(output, prepared.plan, journal, record, request.max_pixels, prepared.drawers, lock.forget)
     place = report if request.remote is None else f"{request.remote.rstrip('/')}/_run/{report.name}"
     print(f"{request.folder}: {progress.state()}; report: {place}", file=sys.stderr, flush=True)
     if left:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ class Journal:
         self._begin()
 
     def _begin(self) -> None:
+        # Sorted by key up to `_sorted` entries, lines of one key in their order; what is appended since follows.
         self._keys, self._inputs, self._offsets = array("Q"), array("Q"), array("Q")
         self._scan()
         self._sort()
@@ -72,9 +74,12 @@ class Journal:
         self._file.seek(0, os.SEEK_END)
 
     def _sort(self) -> None:
-        keys = np.array(self._keys, np.uint64)
-        self._order = np.argsort(keys, kind="stable")
-        self._sorted = keys[self._order]
+        order = np.argsort(np.array(self._keys, np.uint64), kind="stable")
+        self._keys, self._inputs, self._offsets = (
+            array("Q", np.array(values, np.uint64)[order].tobytes())
+            for values in (self._keys, self._inputs, self._offsets)
+        )
+        self._sorted = len(order)
 
     def find(self, name: str, face: int | None = None) -> dict[str, Any] | None:
         """The latest record of an input, or of one of its faces, as of opening or compacting; None where there is none
@@ -96,11 +101,10 @@ class Journal:
         return (self.find(record["input"], face) for face in range(count))
 
     def _line_at(self, key: int) -> bytes | None:
-        position = int(np.searchsorted(self._sorted, np.uint64(key), side="right")) - 1
-        if position < 0 or int(self._sorted[position]) != key:
+        position = bisect_right(self._keys, key, 0, self._sorted) - 1
+        if position < 0 or self._keys[position] != key:
             return None
-        with_offset = self._offsets[int(self._order[position])]
-        self._file.seek(with_offset)
+        self._file.seek(self._offsets[position])
         line = self._file.readline()
         self._file.seek(0, os.SEEK_END)
         return line
@@ -127,13 +131,13 @@ class Journal:
         self._sort()
         planned = np.asarray(names, np.uint64)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
-        last = np.ones(len(self._sorted), bool)
-        last[:-1] = self._sorted[1:] != self._sorted[:-1]
-        owners = np.array(self._inputs, np.uint64)[self._order]
-        kept = np.isin(owners, planned, invert=True) & last
+        keys = np.array(self._keys, np.uint64)
+        last = np.ones(len(keys), bool)
+        last[:-1] = keys[1:] != keys[:-1]
+        kept = np.isin(np.array(self._inputs, np.uint64), planned, invert=True) & last
         with open(temporary, "wb") as out:
-            for position in np.sort(self._order[kept]):
-                self._file.seek(self._offsets[int(position)])
+            for offset in np.sort(np.array(self._offsets, np.uint64)[kept]).tolist():
+                self._file.seek(offset)
                 out.write(self._file.readline())
             for key in planned.tolist():
                 if line := self._line_at(key):

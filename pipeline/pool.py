@@ -11,6 +11,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections import deque
@@ -19,15 +20,14 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from pipeline.images import ImageError
 from pipeline.output import OutputError
 from pipeline.planning import Task
 from pipeline.restorer import Result, failure
-from pipeline.worker import Outcome, Worker
+from pipeline.worker import Outcome, Prior, Worker
 
-Pair = tuple[Task, dict[str, Any] | None]
+Pair = tuple[Task, Prior | None]
 ORPHAN_CHECK_S = 1.0
 
 
@@ -38,6 +38,23 @@ class WorkerError(RuntimeError):
 def context(device: str) -> BaseContext:
     """How workers start: as copies of the parent on Linux without CUDA (the networks are loaded once), else afresh."""
     return multiprocessing.get_context("fork" if sys.platform.startswith("linux") and device == "cpu" else "spawn")
+
+
+def end_without(parent: int) -> None:
+    """End this process where its parent is gone."""
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def watch(parent: int) -> None:
+    """From now on, end this process within `ORPHAN_CHECK_S` seconds of its parent."""
+
+    def look() -> None:
+        while True:
+            end_without(parent)
+            time.sleep(ORPHAN_CHECK_S)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def _received(connection: Connection, parent: int) -> Iterator[Pair]:
@@ -65,11 +82,9 @@ def _received(connection: Connection, parent: int) -> Iterator[Pair]:
         if chunk is None:
             return
         for pair in chunk:
-            if os.getppid() != parent:
-                os._exit(1)
+            end_without(parent)
             yield pair
-        if os.getppid() != parent:
-            os._exit(1)
+        end_without(parent)
 
 
 def serve(connection: Connection, parent: int, prepare: Callable[[], Worker], inherited: list[Connection]) -> None:
@@ -108,7 +123,7 @@ class Pool:
         self,
         count: int,
         prepare: Callable[[], Worker],
-        bury: Callable[[Task, Result], Outcome],
+        bury: Callable[[Task, Prior | None, Result], Outcome],
         device: str,
         chunk: int,
         most: int,
@@ -186,8 +201,8 @@ class Pool:
             member.process.join()
             if member.alone:
                 error = ImageError("failed", f"the worker process died on it (exit code {member.process.exitcode})")
-                for task, _ in member.held.values():
-                    yield self._bury(task, failure(task.name, error))
+                for task, prior in member.held.values():
+                    yield self._bury(task, prior, failure(task.name, error))
             else:
                 again.extend(member.held.values())
             return

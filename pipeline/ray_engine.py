@@ -120,9 +120,8 @@ class Cluster:
         """The request as a worker on any machine needs it: the chain by value, arithmetic as chosen here."""
         prepared = self.prepared
         return dataclasses.replace(
-            prepared.request, config=prepared.config.resolved(), fidelity=None, overrides=(), inputs=(),
+            prepared.request_of_workers, config=prepared.config.resolved(), fidelity=None, overrides=(), inputs=(),
             device="cuda" if prepared.restorer.device.type == "cuda" else "cpu", precision=prepared.restorer.precision,
-            batch_size=prepared.restorer.batch_size,
         )  # fmt: skip
 
     def answers(self, pairs: Iterator[Pair], rows_per_task: int) -> Iterator[Outcome]:
@@ -186,8 +185,8 @@ def outcomes(
             rows_per_task = 1
             print(f"{len(prepared.plan) - len(done)} inputs had workers that died; again one by one", file=sys.stderr)
         error = ImageError("failed", "the worker process died on it")
-        for task, _ in pairs():
+        for task, prior in pairs():
             if name_hash(task.name) not in done:
-                yield bury(task, failure(task.name, error))
+                yield bury(task, prior, failure(task.name, error))
     finally:
         cluster.close()

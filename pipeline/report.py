@@ -12,7 +12,7 @@ import os
 import signal
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +29,7 @@ from pipeline.images import VIDEO_ENDINGS, ImageError, Limits, as_unit, encode_p
 from pipeline.journal import Journal
 from pipeline.output import OutputFolder
 from pipeline.planning import Plan, Task, record_target
+from pipeline.pool import watch
 from pipeline.provenance import STRIP, notice
 
 PAGE_ITEMS = 200  # 2.5 MB of previews, or at most 10 MB of the files themselves
@@ -211,9 +212,11 @@ class Drawing:
 _drawing: Drawing | None = None  # of a process that draws pages and nothing else
 
 
-def _adopt(drawing: Drawing) -> None:
+def _adopt(drawing: Drawing, parent: int, let_go: Callable[[], None]) -> None:
     global _drawing
     _drawing = drawing
+    let_go()
+    watch(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is for the parent
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -240,14 +243,14 @@ def _filled(pages: Sequence[Page], records: Iterator[Pair]) -> Iterator[tuple[in
 
 
 def _pages_drawn(
-    drawing: Drawing, filled: Iterator[tuple[int, list[Pair]]], processes: int
+    drawing: Drawing, filled: Iterator[tuple[int, list[Pair]]], processes: int, let_go: Callable[[], None]
 ) -> Iterator[tuple[int, bytes]]:
-    """Number and HTML of every page, drawn here or by so many copies of this process."""
+    """Number and HTML of every page, drawn here or by so many copies of this process, which `let_go` first."""
     if processes < 2:
         yield from ((number, drawing.page(number, pairs)) for number, pairs in filled)
         return
     forked = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(processes, forked, initializer=_adopt, initargs=(drawing,)) as pool:
+    with ProcessPoolExecutor(processes, forked, initializer=_adopt, initargs=(drawing, os.getpid(), let_go)) as pool:
         waiting: deque[tuple[int, Future[bytes]]] = deque()
         for number, pairs in filled:
             with warnings.catch_warnings():
@@ -260,18 +263,25 @@ def _pages_drawn(
 
 
 def write_report(
-    output: OutputFolder, plan: Plan, journal: Journal, run: dict[str, Any], max_pixels: int, processes: int = 1
+    output: OutputFolder,
+    plan: Plan,
+    journal: Journal,
+    run: dict[str, Any],
+    max_pixels: int,
+    processes: int = 1,
+    let_go: Callable[[], None] = lambda: None,
 ) -> Path:
     """Draw the report of a finished run from its journal. Returns the path of the first page.
 
     Args:
         processes: how many may draw pages at a time; above 1 they are copies of this process (Linux, no CUDA, and an
             output and inputs on this machine).
+        let_go: called in each copy, to close what this process must be alone to hold.
     """
     pages, counts = _pages((_label(record), record["status"]) for _, record in _records(plan, journal))
     drawing = Drawing(output, run, Limits(max_pixels), pages, counts)
     filled = _filled(pages, _records(plan, journal))
-    for number, html in _pages_drawn(drawing, filled, min(processes, len(pages) // PAGES_PER_PROCESS)):
+    for number, html in _pages_drawn(drawing, filled, min(processes, len(pages) // PAGES_PER_PROCESS), let_go):
         output.write(f"_run/{pages[number - 1].path}", html)
     kept = {page.path for page in pages}
     for old in output.path("_run/report").glob("page_*.html"):

@@ -4,7 +4,7 @@ import io
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -52,6 +52,9 @@ IO_THREADS = 2
 FRAMES_AHEAD = 4  # frames and videos in hand for reading: each may be large
 
 OnExists = Literal["skip", "overwrite", "error"]
+# What a worker is told of an earlier record: `key`, `status` and `files_sha256`; of an input with faces also `faces`,
+# the same of each of them, None for a line that is missing.
+Prior = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Job:
         output: root of the output folder.
         folder: name of the folder of the pictures below it (`restored`, `degraded`).
         fingerprint: SHA-256 of all that decides the output but the input: chain, weights, arithmetic, version.
-        on_exists: what to do with an output that the journal does not account for.
+        on_exists: what to do with an output that is no proven result; `error` has been answered before the work begins.
         save_priors: also write landmarks, heatmaps, parsing and mask.
         chain_digest, weights: for the record inside the pictures.
         boxes: file of the boxes of faces, where the chain asks for one.
@@ -119,6 +122,7 @@ class _Open:
     """An input of which several faces are under way.
 
     Attributes:
+        prior: what is known of its earlier record.
         found: faces that have a number. waiting: those of them that have not ended.
         closed: no further faces will come. error: why there could be no more.
         statuses, pasted: of the faces that have ended.
@@ -126,6 +130,7 @@ class _Open:
     """
 
     task: Task
+    prior: Prior | None = None
     key: str = ""
     digest: str | None = None
     found: int = 0
@@ -163,6 +168,7 @@ class _Loaded:
     face of an input that has several."""
 
     task: Task
+    prior: Prior | None = None
     face: Face | None = None
     outcome: Outcome | None = None
     key: str = ""
@@ -282,7 +288,7 @@ class Worker:
 
     # Reading
 
-    def _load(self, task: Task, prior: dict[str, Any] | None, alone: bool = False) -> _Loaded:
+    def _load(self, task: Task, prior: Prior | None, alone: bool = False) -> _Loaded:
         """Read one task's bytes, see whether its earlier result stands, decode it. `alone` allows large pictures."""
         started = time.perf_counter()
         digest: str | None = None
@@ -292,18 +298,18 @@ class Worker:
             if self.restorer.chain.opening is not None:
                 return self._load_frame(task, prior, alone)
             if not alone and _size_of(task.source) > LARGE_BYTES:
-                return _Loaded(task, large=True)
+                return _Loaded(task, prior, large=True)
             if alone and (outcome := self._in_bands(task, prior)) is not None:
-                return _Loaded(task, outcome=outcome)
+                return _Loaded(task, prior, outcome=outcome)
             data = read_bytes(task.source, self.restorer.limits)
             digest = sha256(data)
             mask_data = read_bytes(task.mask, self.restorer.limits) if task.mask else None
             key = self.job.key(digest, sha256(mask_data) if mask_data else None)
             if (standing := self._standing(task, prior, key)) is not None:
-                return _Loaded(task, outcome=standing)
+                return _Loaded(task, prior, outcome=standing)
             image = open_header(data, task.source, self.restorer.limits)
             if not alone and image.width * image.height > LARGE_PIXELS:
-                return _Loaded(task, large=True)
+                return _Loaded(task, prior, large=True)
             picture = decode(image)
             size = picture.pixels.shape[:2]
             square = self.restorer.limits.accepts_px is not None
@@ -314,14 +320,14 @@ class Worker:
                 except ImageError as error:
                     raise ImageError("failed", f"the mask {os.path.basename(task.mask or '')}: {error}") from error
             face = Face(task.name, pad_square(picture) if square else picture, digest, mask)
-            return _Loaded(task, face=face, key=key, seconds=time.perf_counter() - started)
+            return _Loaded(task, prior, face, key=key, seconds=time.perf_counter() - started)
         except ImageError as error:
             result = failure(task.name, error, digest, time.perf_counter() - started)
         except MemoryError:
             result = failure(task.name, ImageError("failed", "not enough memory to decode it"), digest)
-        return _Loaded(task, outcome=self._write(task, result, "", time.perf_counter() - started))
+        return _Loaded(task, prior, outcome=self._write(task, prior, result, "", time.perf_counter() - started))
 
-    def _in_bands(self, task: Task, prior: dict[str, Any] | None) -> Outcome | None:
+    def _in_bands(self, task: Task, prior: Prior | None) -> Outcome | None:
         """A large picture for an editor and nothing else: edited and written in bands of rows, so that its size costs
         no memory. None where it has to go the ordinary way. Raises `ImageError`."""
         from pipeline.large import edit_picture, editor_of
@@ -338,6 +344,7 @@ class Worker:
         text = png_text(short_record(done, self.restorer, self.job), self.restorer.chain.generative)
         paths = {k: p for k, p in product_paths(self.job.folder, task.target).items() if k in ("image", "uncertainty")}
         files: dict[str, Path] = {}
+        made: dict[str, str] = {}
         least = self.restorer.config.verdict.min_face_score
         try:
             files = {kind: self.output.reserve(path) for kind, path in paths.items()}
@@ -350,45 +357,47 @@ class Worker:
                 reason = f"no face found: score {edit.face_score:.2f} is under {least:.2f}"
                 done = Result(task.name, "no_face", reason=reason, input_sha256=digest)
             done = replace(done, face_score=edit.face_score, notes=edit.notes, seconds=edit.seconds)
-            made = {}
             for kind, path in files.items() if done.status == "ok" else ():
-                made[kind] = file_sha256(path)
+                file_digest = file_sha256(path)
                 self.output.settle(path, paths[kind])
+                made[kind] = file_digest
         except OSError as error:
+            for kind in made:
+                self.output.remove(paths[kind])
             raise_if_lost(error, self.output.path(paths["image"]))
             raise ImageError("failed", f"cannot be written: {error.strerror or error}") from error
         finally:
             for path in files.values():
                 path.unlink(missing_ok=True)
-        return self._write(task, done, key, time.perf_counter() - started - edit.seconds, made)
+        return self._write(task, prior, done, key, time.perf_counter() - started - edit.seconds, made)
 
-    def _load_frame(self, task: Task, prior: dict[str, Any] | None, alone: bool) -> _Loaded:
+    def _load_frame(self, task: Task, prior: Prior | None, alone: bool) -> _Loaded:
         """A whole picture: see whether its earlier result stands, else find its faces and cut them out."""
         started, opening = time.perf_counter(), self.restorer.chain.opening
         assert opening is not None
-        owner = _Open(task)
+        owner = _Open(task, prior)
         try:
             if is_video(task) or (not alone and _size_of(task.source) > LARGE_FRAME_BYTES):
-                return _Loaded(task, large=True)
+                return _Loaded(task, prior, large=True)
             data = read_bytes(task.source, self.restorer.limits)
             owner.digest = sha256(data)
             owner.key = self._frame_key(task, owner.digest)
             if (standing := self._standing(task, prior, owner.key)) is not None:
-                return _Loaded(task, outcome=standing)
+                return _Loaded(task, prior, outcome=standing)
             image = open_header(data, task.source, self.restorer.limits)
             if not alone and image.width * image.height > LARGE_FRAME_PIXELS:
-                return _Loaded(task, large=True)
+                return _Loaded(task, prior, large=True)
             found = faces_of(opening, decode(image), task.name, owner.digest, self._boxes_of(task))
             owner.found = owner.waiting = len(found.faces) + len(found.failed)
             owner.dropped = found.dropped
-            item = _Loaded(task, key=owner.key, owner=owner, faces=found.faces, failed=found.failed)
+            item = _Loaded(task, prior, key=owner.key, owner=owner, faces=found.faces, failed=found.failed)
         except ImageError as error:
             owner.error = error
         except MemoryError:
             owner.error = ImageError("failed", "not enough memory to look for faces in it")
         owner.closed = True
         owner.spent[0] += time.perf_counter() - started
-        return item if owner.error is None else _Loaded(task, outcome=self._end(owner))
+        return item if owner.error is None else _Loaded(task, prior, outcome=self._end(owner))
 
     def _frame_key(self, task: Task, digest: str) -> str:
         return self.job.key(digest, f"boxes {self.boxes.digest(task.name)}" if self.boxes else None)
@@ -396,7 +405,7 @@ class Worker:
     def _boxes_of(self, task: Task, frame: int | None = None) -> list[Detection] | None:
         return None if self.boxes is None else self.boxes.of(task.name, frame)
 
-    def _standing(self, task: Task, prior: dict[str, Any] | None, key: str) -> Outcome | None:
+    def _standing(self, task: Task, prior: Prior | None, key: str) -> Outcome | None:
         """The outcome of an input that needs no work: its earlier result stands, or its existing file is to be left."""
         if prior is not None and prior.get("key") == key and prior["status"] in ("ok", "review", "no_face"):
             faces = prior.get("faces") or []
@@ -405,44 +414,86 @@ class Worker:
                 for index, face in enumerate(faces)
             ):
                 return Outcome(task.name, prior["status"], None, faces=Counter(face["status"] for face in faces))
-        if self.job.on_exists == "skip" and exists_already(self.output, self.job.folder, task.target):
+        if self.job.on_exists == "skip" and self._existing(task):
             return Outcome(task.name, "skipped", None)
         return None
 
-    def _proven(self, record: dict[str, Any], target: str, key: str) -> bool:
+    def unproven(self, task: Task, prior: Prior | None) -> bool:
+        """Whether an output of an input is there that is no proven result of this very chain and of the input as it is
+        now."""
+        if not (there := self._existing(task)):
+            return False
+        try:
+            key = self._key_now(task)
+        except ImageError:
+            return True
+        known = _known(prior, task.target)
+        return not all(
+            target in known and "image" in _hashes(known[target]) and self._proven(known[target], target, key)
+            for target in there
+        )
+
+    def _key_now(self, task: Task) -> str:
+        """The key of an input as it lies there. Raises `ImageError` where it cannot be read."""
+        if task.refused:
+            raise ImageError("unsupported", task.refused)
+        limits = self.restorer.limits
+        digest = sha256(read_bytes(task.source, limits)) if is_url(task.source) else file_sha256(task.source)
+        if self.restorer.chain.opening is not None:
+            return self._frame_key(task, digest)
+        return self.job.key(digest, sha256(read_bytes(task.mask, limits)) if task.mask else None)
+
+    def _existing(self, task: Task) -> list[str]:
+        """Targets of the outputs of an input that are there: of its picture, and of its faces where they are looked
+        for."""
+        found = [task.target] if self.output.exists(f"{self.job.folder}/{task.target}.png") else []
+        if self.restorer.chain.opening is not None:
+            parts = map(os.path.splitext, self.output.names(f"{self.job.folder}/{task.target}"))
+            found += [f"{task.target}/{stem}" for stem, end in parts if end == ".png" and FACE_NAME.fullmatch(stem)]
+        return found
+
+    def _proven(self, record: Prior, target: str, key: str) -> bool:
         """Whether the files of an earlier record are there as they were written, by this very chain."""
         paths = product_paths(self.job.folder, target)
         return record.get("key") == key and all(
             (data := self.output.read(paths[kind])) is not None and sha256(data) == h
-            for kind, h in (record["files_sha256"] or {}).items()
+            for kind, h in _hashes(record).items()
         )
 
     # Writing
 
     def _write(
-        self, task: Task, result: Result, key: str, decoding: float, made: Mapping[str, str] = MappingProxyType({})
+        self,
+        task: Task,
+        prior: Prior | None,
+        result: Result,
+        key: str,
+        decoding: float,
+        made: Mapping[str, str] = MappingProxyType({}),
     ) -> Outcome:
         """Write a result's files, remove what an earlier run left under its name, and make its record.
 
-        `made` holds the hashes of files that are in their places already."""
+        `prior` is the input's; `made` holds the hashes of files that are in their places already."""
         started, origin = time.perf_counter(), result.origin
         target = task.target if origin is None else face_target(task.target, origin.index)
         paths = product_paths(self.job.folder, target)
         files: dict[str, bytes] = {}
+        written: dict[str, str] = {}
         try:
             files = render(result, self.restorer, self.job)
             plain = self._sign(files, task, result)
+            written = {kind: sha256(data) for kind, data in files.items()}
             for kind, data in files.items():
                 self.output.write(paths[kind], data)
         except (OSError, ImageError) as error:
             reason = getattr(error, "strerror", None) or error
             result = failure(task.name, ImageError("failed", f"cannot be written: {reason}"), result.input_sha256)
             files, plain = {}, {}
-        if self.job.on_exists == "overwrite":
-            for kind in paths.keys() - files.keys() - made.keys():
-                self.output.remove(paths[kind])
         encoding = time.perf_counter() - started
         hashes = {kind: sha256(data) for kind, data in files.items()} | dict(made)
+        self._remove_old(target, hashes, _hashes(_known(prior, task.target).get(target)), written)
+        if origin is None and "image" not in hashes and self._spared(task):
+            return Outcome(task.name, "skipped", None)
         record: dict[str, Any] = {
             "input": task.name,
             **({} if origin is None else {"face": origin.index}),
@@ -502,18 +553,21 @@ class Worker:
         status, reason, error = owner.verdict()
         files: dict[str, bytes] = {}
         plain: dict[str, str] = {}
+        written: dict[str, str] = {}
         paths = product_paths(self.job.folder, task.target)
         path = paths["image"]
         if owner.pasted and status not in FAILURES:
             try:
                 files, plain = self._put_back(owner, status)
+                written = {kind: sha256(data) for kind, data in files.items()}
                 for kind, data in files.items():
                     self.output.write(paths[kind], data)
             except (ImageError, OSError) as problem:
                 status = reason = "failed"
-                error, files = f"the faces cannot be put back: {problem}", {}
-        if self.job.on_exists == "overwrite":
-            self._clear(owner, "image" in files)
+                error, files, plain = f"the faces cannot be put back: {problem}", {}, {}
+        self._clear(owner, files, written)
+        if owner.error is not None and not owner.found and self._spared(task):
+            return Outcome(task.name, "skipped", None)
         owner.spent[2] += time.perf_counter() - started
         record = {
             "input": task.name,
@@ -557,28 +611,47 @@ class Worker:
         files = render(frame, self.restorer, self.job)
         return files, self._sign(files, owner.task, frame)
 
-    def _clear(self, owner: _Open, pasted: bool) -> None:
-        """Remove what earlier runs left of an input that it does not have any more."""
-        target = owner.task.target
-        kept = {face_target(target, index) for index in range(owner.found)}
+    def _remove_old(self, target: str, kept: Collection[str], *ours: Mapping[str, str]) -> None:
+        """Remove what lies under a target, but for the kinds `kept`. Where outputs are not to be overwritten, only what
+        the hashes `ours` prove to be ours: those of an earlier record, and of what was not written to the end."""
         for kind, path in product_paths(self.job.folder, target).items():
-            if kind not in ("image", "marked", "sidecar") or not pasted:
+            proofs = {hashes[kind] for hashes in ours if kind in hashes}
+            if kind not in kept and (
+                self.job.on_exists == "overwrite"
+                or (proofs and (data := self.output.read(path)) is not None and sha256(data) in proofs)
+            ):
                 self.output.remove(path)
+
+    def _spared(self, task: Task) -> bool:
+        """Whether an output is there that no record accounts for and that must not be overwritten."""
+        return self.job.on_exists != "overwrite" and bool(self._existing(task))
+
+    def _clear(self, owner: _Open, files: Collection[str], written: Mapping[str, str]) -> None:
+        """Remove what earlier runs left of an input that it does not have any more; it has the kinds `files` itself."""
+        target = owner.task.target
+        known = _known(owner.prior, target)
+        self._remove_old(target, files, _hashes(known.get(target)), written)
+        kept = {face_target(target, index) for index in range(owner.found)}
+        if self.job.on_exists != "overwrite":
+            for old in known.keys() - kept - {target}:
+                self._remove_old(old, (), _hashes(known[old]))
+            return
+        for path in product_paths(self.job.folder, target).values():
             folder = os.path.splitext(path)[0]
             for name in self.output.names(folder):
                 stem, ending = os.path.splitext(name)
                 if FACE_NAME.fullmatch(stem) and ending in ENDINGS and f"{target}/{stem}" not in kept:
                     self.output.remove(f"{folder}/{name}")
 
-    def record_failure(self, task: Task, result: Result) -> Outcome:
+    def record_failure(self, task: Task, prior: Prior | None, result: Result) -> Outcome:
         """The outcome of a task that failed elsewhere."""
         if self.restorer.chain.opening is None:
-            return self._write(task, result, "", 0.0)
-        return self._end(_Open(task, error=ImageError("failed", result.error or "")))
+            return self._write(task, prior, result, "", 0.0)
+        return self._end(_Open(task, prior, error=ImageError("failed", result.error or "")))
 
     # Running
 
-    def process(self, tasks: Iterable[tuple[Task, dict[str, Any] | None]]) -> Iterator[Outcome]:
+    def process(self, tasks: Iterable[tuple[Task, Prior | None]]) -> Iterator[Outcome]:
         """Outcomes of (task, earlier record) pairs, in the order in which they end.
 
         Decoding and encoding run in threads beside the network. At most `WAITING_BATCHES` + 4 batches are in hand.
@@ -589,7 +662,7 @@ class Worker:
         size = self.restorer.batch_size
         ahead = size if self.restorer.chain.opening is None else FRAMES_AHEAD
         self._groups, self._writing, self._open = _Groups(), deque(), {}
-        reading: deque[tuple[Task, dict[str, Any] | None, Future[_Loaded]]] = deque()
+        reading: deque[tuple[Task, Prior | None, Future[_Loaded]]] = deque()
         source = iter(tasks)
         with ThreadPoolExecutor(IO_THREADS, "decode") as readers, ThreadPoolExecutor(IO_THREADS, "encode") as writers:
             more = True
@@ -627,14 +700,14 @@ class Worker:
             self._open[item.task.name] = item.owner
             share = item.owner.spent[0] / max(1, item.owner.found)
             for result in item.failed:
-                self._writing.append(writers.submit(self._write, item.task, result, item.key, share))
+                self._writing.append(writers.submit(self._write, item.task, item.prior, result, item.key, share))
             for face in item.faces:
-                self._queue(_Loaded(item.task, face, key=item.key, owner=item.owner), writers)
+                self._queue(_Loaded(item.task, item.prior, face, key=item.key, owner=item.owner), writers)
             yield from self._ended(item.owner)
 
-    def _video(self, task: Task, prior: dict[str, Any] | None, writers: ThreadPoolExecutor) -> Iterator[Outcome]:
+    def _video(self, task: Task, prior: Prior | None, writers: ThreadPoolExecutor) -> Iterator[Outcome]:
         """Follow the faces of a video; each goes into the queue when it has left the picture."""
-        started, owner, opening = time.perf_counter(), _Open(task), self.restorer.chain.opening
+        started, owner, opening = time.perf_counter(), _Open(task, prior), self.restorer.chain.opening
         assert opening is not None
         try:
             owner.digest = file_sha256(task.source)
@@ -653,9 +726,9 @@ class Worker:
                 owner.found += 1
                 owner.waiting += 1
                 if isinstance(found, Result):
-                    self._writing.append(writers.submit(self._write, task, found, owner.key, 0.0))
+                    self._writing.append(writers.submit(self._write, task, prior, found, owner.key, 0.0))
                 else:
-                    self._queue(_Loaded(task, found, key=owner.key, owner=owner), writers)
+                    self._queue(_Loaded(task, prior, found, key=owner.key, owner=owner), writers)
                 yield from self._written(2 * self.restorer.batch_size)
             owner.dropped, owner.notes, owner.damage = video.dropped, video.notes, video.damage
         except ImageError as error:
@@ -694,7 +767,7 @@ class Worker:
         faces = [item.face for item in items if item.face is not None]
         results = self.restorer.run(faces, priors=self.job.save_priors)
         for item, result in zip(items, results, strict=True):
-            self._writing.append(writers.submit(self._write, item.task, result, item.key, item.seconds))
+            self._writing.append(writers.submit(self._write, item.task, item.prior, result, item.key, item.seconds))
 
 
 def is_video(task: Task) -> bool:
@@ -702,9 +775,17 @@ def is_video(task: Task) -> bool:
     return os.path.splitext(task.source)[1].lower() in VIDEO_ENDINGS
 
 
-def exists_already(output: OutputFolder, folder: str, target: str) -> bool:
-    """Whether an output of an input is there: its picture, or its first face."""
-    return any(output.exists(f"{folder}/{t}.png") for t in (target, face_target(target, 0)))
+def _hashes(record: Prior | None) -> dict[str, str]:
+    """Hashes by kind of the files of an earlier record."""
+    return (record or {}).get("files_sha256") or {}
+
+
+def _known(prior: Prior | None, target: str) -> dict[str, Prior]:
+    """Earlier records of an input and of its faces, by the target of their outputs."""
+    if prior is None:
+        return {}
+    faces = enumerate(prior.get("faces") or ())
+    return {target: prior} | {face_target(target, index): face for index, face in faces if face is not None}
 
 
 def in_hand(batch_size: int) -> int:

@@ -12,6 +12,7 @@ from stages.batch import FaceBatch
 from stages.consistency import agree, average_to, consistency_db
 from stages.networks.layers import smoothed
 from stages.networks.prouigan import INPUT_SIZE, OUTPUT_SIZE, ProUiganNet, ProUiganOutput
+from stages.resample import at_new_size
 from stages.weights import load_network
 
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
@@ -71,6 +72,7 @@ class ProUigan(Stage[ProUiganConfig]):
             "notes",
         }
     )
+    carries: ClassVar[frozenset[str]] = frozenset({"to_source"})
     accepts_px: ClassVar[tuple[int, int]] = (12, 64)
 
     @classmethod
@@ -104,6 +106,9 @@ class ProUigan(Stage[ProUiganConfig]):
         doubt = error / (error + HALF_INVENTED)
         # What was covered is invented, but not all of it alike: a cheek is surer than a mouth.
         uncertainty = (doubt * (1 + COVERED_MORE * occlusion)).clamp(max=1)
+        to_source = batch.to_source
+        if to_source is not None:
+            to_source = at_new_size(to_source, torch.full((2,), OUTPUT_SIZE / batch.image.shape[-1]).to(to_source))
         return batch.replace(
             image=image,
             landmarks=out.points[-1].float(),
@@ -115,6 +120,7 @@ class ProUigan(Stage[ProUiganConfig]):
             uncertainty=uncertainty,
             occluded_fraction=occlusion.mean((1, 2, 3)),
             lr_consistency_db=consistency_db((image * 255).round() / 255, observed, visible),
+            to_source=to_source,
         )
 
     def _picture(self, out: ProUiganOutput) -> Tensor:
@@ -130,7 +136,8 @@ class ProUigan(Stage[ProUiganConfig]):
 
 
 def squared(batch: FaceBatch) -> FaceBatch:
-    """A batch whose pictures, masks and evidence are square: as it is, or padded by reflection about the content.
+    """A batch whose pictures, masks and evidence are square: as it is, or padded by reflection about the content, with
+    `to_source` moved along.
 
     Noted then: the size before, (height, width), and where it lies now, (x, y)."""
     height, width = batch.image.shape[-2:]
@@ -142,10 +149,15 @@ def squared(batch: FaceBatch) -> FaceBatch:
     if mask is not None:
         mask = _padded(F.interpolate(mask.float(), size=(height, width), mode="area"))
     side = max(height, width)
-    note = {"padded_from_px": [height, width], "padded_offset_px": [(side - width) // 2, (side - height) // 2]}
+    offset = [(side - width) // 2, (side - height) // 2]
+    note = {"padded_from_px": [height, width], "padded_offset_px": offset}
+    to_source = batch.to_source
+    if to_source is not None:
+        moved = to_source[:, :, 2] - to_source[:, :, :2] @ torch.tensor(offset).to(to_source)
+        to_source = torch.cat([to_source[:, :, :2], moved[:, :, None]], dim=2)
     return batch.replace(
         image=_padded(batch.image), observed=_padded(batch.observed if same else batch.image), given_mask=mask,
-        notes=tuple(earlier | note for earlier in batch.notes),
+        to_source=to_source, notes=tuple(earlier | note for earlier in batch.notes),
     )  # fmt: skip
 
 

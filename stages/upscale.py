@@ -1,7 +1,6 @@
 """Stage `upscale`: a canonical face of some 128 px becomes one of 512 or 768, and still averages to what it was."""
 
 import os
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +20,7 @@ from stages.resample import carried, resample
 from stages.tiling import tiled
 from stages.weights import load_network
 
+_SALT = 0x6EA10  # keeps the grain apart from what other stages draw with the same seed
 OVERLAP_PX, MARGIN_PX = 32, 4  # of tiles, input pixels; the network's own border shows in its outer pixels most
 
 
@@ -105,7 +105,8 @@ class Upscale(Stage[UpscaleConfig]):
                 f"upscale: size = {size} px from {width}x{height} px: expected a square face crop and "
                 f'an enlargement of more than 1 and at most {max(SCALES)}; put a stage "resample" before it'
             )
-        pictures, added = zip(*(self._enlarge(face[None]) for face in batch.image.float()), strict=True)
+        faces = zip(batch.image.float(), batch.seeds, strict=True)
+        pictures, added = zip(*(self._enlarge(face[None], seed) for face, seed in faces), strict=True)
         image = torch.cat(pictures)
         image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
         changes = carried(batch, (size, size))
@@ -114,8 +115,9 @@ class Upscale(Stage[UpscaleConfig]):
         changes |= {"image": image, "uncertainty": invented if before is None else torch.maximum(before, invented)}
         return batch.replace(**changes)
 
-    def _enlarge(self, face: Tensor) -> tuple[Tensor, Tensor]:
-        """(1, 3, n, n) -> the picture (1, 3, size, size) in [0, 1], and (1, 1, size, size) how invented it is."""
+    def _enlarge(self, face: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        """(1, 3, n, n) -> the picture (1, 3, size, size) in [0, 1], and (1, 1, size, size) how invented it is; `seed`
+        is for the grain."""
         side, size = face.shape[-1], self.config.size
         scale = min(s for s in SCALES if s * side >= size)
         if self.foreign is not None and self.foreign.face_model:
@@ -127,7 +129,8 @@ class Upscale(Stage[UpscaleConfig]):
         plain = F.interpolate(face, size=(size, size), mode="bicubic", align_corners=False)
         added = F.avg_pool2d((image - plain).abs().mean(1, keepdim=True), 5, 1, 2, count_include_pad=False)
         if self.network is not None and (strength := self.config.grain * (1 - self.config.fidelity)):
-            image = agree(image + strength * film_grain(face, size), face, torch.ones_like(face[:, :1]))
+            grain = film_grain(seed, size).to(face.device)
+            image = agree(image + strength * grain, face, torch.ones_like(face[:, :1]))
         return image.clamp(0, 1), added / (added + HALF_INVENTED)
 
     def _tiled(self, face: Tensor, scale: int) -> Tensor:
@@ -153,13 +156,12 @@ class Upscale(Stage[UpscaleConfig]):
         return agree(large, piece, torch.ones_like(piece[:, :1]))
 
 
-def film_grain(face: Tensor, size: int) -> Tensor:
-    """(1, 1, size, size) noise of mean 0 and standard deviation 1, drawn from the content of a face (1, 3, n, n).
+def film_grain(seed: int, size: int) -> Tensor:
+    """(1, 1, size, size) noise of mean 0 and standard deviation 1, drawn from the seed of a face.
 
-    Coarser than a pixel and finer than nine, as grain is; the same on every device.
+    Coarser than a pixel and finer than nine, as grain is; the same for every device.
     """
-    content = (face.cpu() * 255).round().to(torch.uint8).contiguous().numpy().tobytes()
-    generator = torch.Generator().manual_seed(zlib.crc32(content))
+    generator = torch.Generator().manual_seed((seed ^ _SALT) % 2**63)
     noise = F.avg_pool2d(torch.randn(1, 1, size + 10, size + 10, generator=generator), 3, 1)
     grain = noise[..., 4:-4, 4:-4] - F.avg_pool2d(noise, 9, 1)
-    return ((grain - grain.mean()) / grain.std()).to(face.device)
+    return (grain - grain.mean()) / grain.std()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pipeline import large
 from pipeline.cli import build_parser, main
-from pipeline.config import load_chain
+from pipeline.config import ConfigError, load_chain
 from pipeline.editing import contact_sheet, edit, edit_chain, strength_sheet
 from pipeline.images import Limits, to_uint8
 from pipeline.large import PngRows, reduced, takes
@@ -200,7 +200,6 @@ def test_a_second_run_keeps_what_stands_and_verify_agrees(editor: list[str], fac
         (["--set-attribute", "age=7"], "expected a strength from -2 to"),
         (["--set-attribute", "hat=1"], "weights have not learned hat; they know smiling, age, eyeglasses"),
         ([], "no attribute to change"),
-        (["--set-attribute", "age=1", "--editor", "l2mgan"], "--editor l2mgan: not part of this version; here: coogan"),
         (["--set-attribute", "age=1", "-c", "configs/bicubic.yaml"], "no stage 'coogan' in it"),
         (["--set-attribute", "age=1", "--sheet", "-o", "s3://bucket/out"], "--sheet: needs an output folder on this"),
     ],
@@ -211,6 +210,17 @@ def test_requests_that_cannot_be_met_touch_nothing(
     assert run(faces, tmp_path / "out", *wanted) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_an_editor_that_is_not_there_is_wrong_usage_and_those_there_are_named(
+    faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run(faces, tmp_path / "out", "--set-attribute", "age=1", "--editor", "l2mgan")
+    said = capsys.readouterr().err
+    assert caught.value.code == 2 and "'l2mgan'" in said and "coogan" in said.partition("choose from")[2]
+    with pytest.raises(ConfigError, match="--editor l2mgan: not part of this version; here: coogan"):
+        edit_chain("l2mgan", {"age": 1.0})
 
 
 def test_missing_weights_name_the_way_to_train_them(

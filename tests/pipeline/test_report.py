@@ -1,6 +1,7 @@
 """The report: original first, every input on some page, nothing from outside; opened in a browser where one is."""
 
 import json
+import multiprocessing
 import os
 import re
 import resource
@@ -17,12 +18,13 @@ import pytest
 from PIL import Image
 
 from evaluation.endurance import BROWSERS
+from pipeline.engine import Request, run
 from pipeline.images import MAX_PIXELS
 from pipeline.journal import Journal
-from pipeline.output import OutputFolder
+from pipeline.output import OutputFolder, OutputLock
 from pipeline.planning import InputSet, Plan
 from pipeline.report import MIXED, Drawing, Pair, _pages, write_report
-from tests.pipeline.conftest import colour, png, shipped_chain
+from tests.pipeline.conftest import RESAMPLE, colour, png, shipped_chain
 
 BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 MARK = re.compile(r'<section class="item (\w+)">')
@@ -108,6 +110,41 @@ def test_pages_drawn_by_other_processes_are_the_same(
     assert [page.read_bytes() for page in pages] == before
     ids = drawers.read_text().split()
     assert len(ids) == len(pages) and 1 <= len(set(ids)) <= 2 and str(os.getpid()) not in ids
+
+
+def alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_run_killed_while_its_report_is_drawn_leaves_neither_lock_nor_processes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, drawers = tmp_path / "out", tmp_path / "drawers"
+
+    def page_of(drawing: Drawing, number: int, pairs: Sequence[Pair]) -> bytes:
+        with drawers.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(60)
+        return b""
+
+    monkeypatch.setattr("pipeline.report.PAGE_ITEMS", 10)
+    monkeypatch.setattr("pipeline.report.PAGES_PER_PROCESS", 2)
+    monkeypatch.setattr(Drawing, "page", page_of)
+    request = Request((str(folder),), out, RESAMPLE, workers=2)
+    process = multiprocessing.get_context("fork").Process(target=run, args=(request,))
+    process.start()
+    while process.is_alive() and not (drawers.exists() and len(drawers.read_text().split()) == 2):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    OutputLock(out / "_run" / "lock").release()
+    ids, until = [int(text) for text in drawers.read_text().split()], time.monotonic() + 20
+    while any(map(alive, ids)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(ids) == 2 and not any(map(alive, ids))
 
 
 def test_pages_of_an_earlier_larger_run_are_removed(

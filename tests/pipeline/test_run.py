@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ from PIL import Image
 
 from pipeline.cli import main
 from pipeline.config import ConfigError
-from pipeline.engine import Request, run
+from pipeline.engine import Prepared, Request, run
 from pipeline.images import sha256
+from pipeline.journal import Journal
 from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
-from pipeline.planning import InputError, target_of
+from pipeline.planning import InputError, name_hash, target_of
 from pipeline.verify import verify
 from tests.pipeline.conftest import RESAMPLE, colour, png, records, thumbnail, tree
 
@@ -161,6 +163,58 @@ def test_existing_files_are_skipped_or_refused_when_asked(
     assert restore(folder, out, workers=1) == 0
     assert (out / "restored" / "face00.png").read_bytes() != b"mine"
     assert restore(folder, out, workers=1, on_exists="error") == 0, "its own results are no obstacle"
+
+
+@pytest.mark.parametrize("change", ["input", "bad input", "mask", "output", "chain", "no resume"])
+def test_error_refuses_an_output_that_is_not_proven_to_come_from_the_input_as_it_is(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], change: str
+) -> None:
+    picture, out, mask, options = folder / "face00.png", tmp_path / "out", tmp_path / "mask.png", {"on_exists": "error"}
+    mask.write_bytes(png(np.full((8, 8), 255, np.uint8)))
+    assert restore(picture, out, workers=1, mask=mask) == 0
+    assert restore(picture, out, workers=1, mask=mask, **options) == 0, "its own results are no obstacle"
+    if change == "chain":
+        options |= {"overrides": ("stages.0.size=40",)}
+    elif change == "no resume":
+        options |= {"resume": False}
+    else:
+        changed = {"output": out / "restored" / "face00.png", "mask": mask}.get(change, picture)
+        changed.write_bytes(b"bad now" if change == "bad input" else png(np.zeros((16, 16), np.uint8)))
+    before, journal = tree(out), (out / "_run" / "journal.jsonl").read_bytes()
+    with pytest.raises(OutputError, match=r"exist already.*\n.*restored/face00"):
+        restore(picture, out, workers=1, mask=mask, **options)
+    assert tree(out) == before and (out / "_run" / "journal.jsonl").read_bytes() == journal
+
+
+def test_what_cannot_be_read_any_more_keeps_no_output_of_its_record_and_any_other(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    out = tmp_path / "out"
+    restore(folder, out, workers=1)
+    (folder / "face00.png").write_bytes(b"")
+    (folder / "face02.png").write_bytes(b"")
+    (out / "restored" / "face02.png").write_bytes(b"mine")
+    assert restore(folder, out, workers=1, on_exists="skip") == 1
+    assert records(out)["face00.png"]["status"] == "corrupt" and not (out / "restored" / "face00.png").exists()
+    assert (out / "restored" / "face02.png").read_bytes() == b"mine"
+    assert json.loads((out / "_run" / "run.json").read_text())["counts"] == {"corrupt": 1, "ok": 38, "skipped": 1}
+
+
+@pytest.mark.parametrize("on_exists", ["skip", "overwrite", "error"])
+def test_a_result_that_cannot_be_written_whole_leaves_nothing(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch, on_exists: str
+) -> None:
+    write = OutputFolder.write
+
+    def fails(self: OutputFolder, relative: str, data: bytes) -> None:
+        if relative.startswith("priors/"):
+            raise OSError(36, "File name too long")
+        write(self, relative, data)
+
+    monkeypatch.setattr(OutputFolder, "write", fails)
+    out = tmp_path / "out"
+    assert restore(folder / "face00.png", out, workers=1, save_priors=True, on_exists=on_exists) == 1
+    assert records(out)["face00.png"]["status"] == "failed" and not tree(out)
 
 
 def test_two_runs_cannot_share_an_output(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
@@ -382,6 +436,54 @@ def test_a_given_mask_is_noted_and_part_of_the_key(folder: Path, tmp_path: Path,
     (masks / "face00.png").write_bytes(b"no mask")
     assert restore(folder, out, workers=1, mask=masks) == 1
     assert "mask" in records(out)["face00.png"]["error"]
+
+
+def test_a_run_with_masks_is_verified_from_any_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mask.png").write_bytes(png(np.full((8, 8), 255, np.uint8)))
+    monkeypatch.chdir(tmp_path)
+    said = ["restore", "-i", "in/face00.png", "-o", "out", "-c", "bicubic", "--mask", "mask.png", "--workers", "1"]
+    assert main(said) == 0
+    monkeypatch.chdir(folder)
+    assert verify(tmp_path / "out") == 0
+
+
+def test_workers_that_build_their_chain_themselves_take_the_batch_size_of_the_run(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+
+    class Stopped(Exception):
+        pass
+
+    def pool(count: int, make: Callable[[], Any], *_: Any) -> None:
+        made.append(make())
+        raise Stopped
+
+    monkeypatch.setattr("pipeline.engine.BATCH_SIZE", {"cpu": 7})
+    monkeypatch.setattr(Prepared, "forks", False)
+    monkeypatch.setattr("pipeline.engine.Pool", pool)
+    with pytest.raises(Stopped):
+        restore(folder, tmp_path / "out", workers=2)
+    assert made[0].restorer.batch_size == 7
+
+
+def test_the_journal_finds_the_latest_line_with_24_bytes_for_each(tmp_path: Path) -> None:
+    names = [f"face{i}.png" for i in range(300)]
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        for round_ in range(2):
+            for name in reversed(names):
+                journal.append({"input": name, "status": "ok", "round": round_})
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        assert {(journal.find(name) or {}).get("round") for name in names} == {1} and journal.find("other") is None
+        held = [v for v in vars(journal).values() if isinstance(v, array | np.ndarray)]
+        assert sum(len(values) * values.itemsize for values in held) == 24 * 600
+        journal.append({"input": names[0], "status": "ok", "round": 2})
+        journal.compact([name_hash(name) for name in names[:2]])
+        assert (journal.find(names[0]) or {}).get("round") == 2
+    order = [json.loads(line)["input"] for line in (tmp_path / "journal.jsonl").read_bytes().splitlines()]
+    assert order == [*reversed(names[2:]), *names[:2]]
 
 
 def test_a_worker_that_dies_costs_only_the_culprit(

@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from skimage import data
 
+from pipeline.cli import main
 from pipeline.config import ConfigError, load_chain
 from pipeline.engine import Request, run
+from pipeline.output import OutputError
 from pipeline.planning import InputError
 from pipeline.restorer import Restorer
 from pipeline.sources.boxes import BoxFile
@@ -134,6 +137,56 @@ def test_only_what_is_proven_is_kept(frames: tuple[Path, Path], tmp_path: Path, 
     assert ("f04.png", 2) not in by_face(out)
     (out / "restored/f00/face_001.png").write_bytes(first["restored/f00/face_000.png"])
     assert verify(out) == 1
+
+
+def test_error_asks_for_proof_of_every_face(
+    frames: tuple[Path, Path], tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    (folder, boxes), out = frames, tmp_path / "out"
+    listed = boxes.read_text()
+    boxes.write_text(listed.replace("f00.png,2,10,", "f00.png,900,10,", 1))  # its face 0 fails, the others are there
+    assert restore(folder, out, BOXES, boxes=boxes, workers=1) == 1
+    assert restore(folder, out, BOXES, boxes=boxes, workers=1, on_exists="error") == 1, "its own are no obstacle"
+    first, journal = tree(out), lines(out)
+    face = out / "restored/f00/face_002.png"
+    face.write_bytes(b"changed")
+    with pytest.raises(OutputError, match=r"exist already.*\n  restored/f00$"):
+        restore(folder, out, BOXES, boxes=boxes, workers=1, on_exists="error")
+    face.write_bytes(first["restored/f00/face_002.png"])
+    boxes.write_text(listed)
+    with pytest.raises(OutputError, match=r"exist already.*\n  restored/f00$"):
+        restore(folder, out, BOXES, boxes=boxes, workers=1, on_exists="error")
+    assert tree(out) == first and lines(out) == journal
+
+
+def test_a_frame_that_cannot_be_read_any_more_keeps_no_faces_of_its_record_and_all_others(
+    frames: tuple[Path, Path], tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    (folder, boxes), out = frames, tmp_path / "out"
+    restore(folder, out, BOXES, boxes=boxes, workers=1)
+    first = tree(out)
+    (folder / "f00.png").write_bytes(b"")
+    (folder / "f02.png").write_bytes(b"")
+    (out / "restored/f02/face_001.png").write_bytes(b"mine")
+    assert restore(folder, out, BOXES, boxes=boxes, workers=1, on_exists="skip") == 1
+    assert json.loads((out / "_run" / "run.json").read_text())["counts"] == {"corrupt": 1, "ok": 10, "skipped": 1}
+    assert by_face(out)["f00.png", None]["status"] == "corrupt"
+    left = tree(out)
+    assert left["restored/f02/face_001.png"] == b"mine" and not any("/f00/" in path for path in left)
+    assert {k: v for k, v in left.items() if "/f02/" not in k} == {
+        k: v for k, v in first.items() if "/f00/" not in k and "/f02/" not in k
+    }
+
+
+def test_a_run_is_verified_from_any_folder(
+    frames: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "chain.yaml").write_text(yaml.safe_dump(BOXES))
+    monkeypatch.chdir(tmp_path)
+    said = ["restore", "-i", "in", "-o", "out", "-c", "chain.yaml", "--boxes", frames[1].name, "--workers", "1"]
+    assert main(said) == 0
+    monkeypatch.chdir(frames[0])
+    assert verify(tmp_path / "out") == 0
 
 
 def test_a_box_outside_its_picture_or_without_sense_is_a_counted_error(

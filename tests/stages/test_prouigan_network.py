@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pipeline.chain import _same_frame
 from stages.batch import FaceBatch
 from stages.networks.prouigan import DetailBranch, ProUiganNet, ProUiganOutput, doubled
 from stages.prouigan import LEAST_NOISE, SURE_NOISE, ProUigan, ProUiganConfig, noise_of
@@ -129,6 +130,22 @@ def test_the_mean_with_the_mirror_image_does_not_know_left_from_right() -> None:
     assert (restored(image.flip(-1), flip_ensemble=True).flip(-1) - both).abs().max() < 1e-3
     assert (restored(image.flip(-1)).flip(-1) - restored(image)).abs().max() > 0.01
     assert ((restored(image) + restored(image.flip(-1)).flip(-1)) / 2 - both).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize(("size", "offset"), [((24, 16), (4, 0)), ((16, 20), (0, 2)), ((16, 16), (0, 0))])
+def test_an_oblong_face_leads_back_to_its_source(
+    network: ProUiganNet, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], offset: tuple[int, int]
+) -> None:
+    monkeypatch.setattr("stages.prouigan.load_network", lambda *_: network)
+    stage = ProUigan(ProUiganConfig(), torch.device("cpu"), "fp32")
+    image, given = torch.rand(1, 3, *size), torch.tensor([[[2.0, 0.5, 30.0], [-0.5, 2.0, 40.0]]])
+    batch = FaceBatch(("a",), image, image, (0,), torch.zeros(1, dtype=torch.bool), to_source=given)
+    out = stage(batch)
+    corners = torch.tensor([(-0.5, -0.5), (127.5, -0.5), (20.0, 100.0)])
+    there = (corners + 0.5) * max(size) / 128 - 0.5 - torch.tensor(offset)  # pixels of the oblong face
+    assert out.to_source is not None and _same_frame(stage, batch, out) is out
+    for points, matrix in ((corners, out.to_source[0]), (there, given[0])):
+        torch.testing.assert_close(points @ matrix[:, :2].T + matrix[:, 2], there @ given[0, :, :2].T + given[0, :, 2])
 
 
 def test_painted_detail_falls_to_a_quarter_halfway_and_to_nothing() -> None:

@@ -18,7 +18,7 @@ from stages.batch import FaceBatch
 from stages.consistency import average_to
 from stages.foreign_upscalers import RealEsrgan, load_foreign
 from stages.networks.upscaler import Upscaler, multiply_adds
-from stages.upscale import Upscale, UpscaleConfig
+from stages.upscale import Upscale, UpscaleConfig, film_grain
 from stages.weights import WEIGHTS_ENV, WeightsError, save_weights
 
 TINY: dict[str, Any] = {"widths": [8, 8, 16], "blocks": [2, 1, 1], "fine_width": 8, "detail_blocks": 1}
@@ -87,6 +87,16 @@ def test_grain_is_noise_of_the_face_that_leaves_the_evidence_and_its_map_alone(w
     assert torch.equal(grainy.uncertainty, plain.uncertainty)
     assert (average_to(grainy.image, 32) - batch.image).square().mean() < 1e-5
     assert (half.image - stage(size=192, fidelity=0.5, grain=0)(batch).image).std() < 0.6 * grain.std()
+
+
+def test_grain_is_drawn_from_the_seed_and_not_from_the_pixels(weights: Path) -> None:
+    grain = film_grain(3, 96)
+    assert torch.equal(grain, film_grain(3, 96)) and not torch.equal(grain, film_grain(4, 96))
+    assert abs(float(grain.mean())) < 1e-6 and abs(float(grain.std()) - 1) < 1e-5
+    flat = faces(2).replace(image=torch.full((2, 3, 32, 32), 0.5))
+    same, other = stage(size=128, fidelity=0.0)(flat.replace(seeds=(7, 8))).image
+    assert not torch.equal(same, other)
+    assert torch.equal(stage(size=128, fidelity=0.0)(flat.replace(seeds=(8, 7))).image[1], same)
 
 
 def test_tiles_agree_with_the_whole(weights: Path) -> None:
