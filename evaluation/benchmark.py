@@ -24,9 +24,10 @@ from PIL import Image
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from evaluation.faces import bicubic, to_uint8
+from evaluation.faces import bicubic, decode
 from evaluation.restoring import REPOSITORY, Device, build_stage, face_batch
 from landmarks.alignment import CANONICAL_SIZE, to_canonical, warp
+from pipeline.images import to_uint8
 from stages.base import Precision
 from stages.degradation import DegradationConfig, degrade_face
 
@@ -158,7 +159,7 @@ def measure(
         statuses = journal_statuses(Path(out))
     stage, device = build_stage(config, device_name, precision)
     names = sorted(thumbnails.iterdir())[:BATCH]
-    batch = face_batch([np.asarray(Image.open(name).convert("RGB")) for name in names], device)
+    batch = face_batch([decode(name.read_bytes()) for name in names], device)
     work = operations(lambda: stage(batch)) / len(batch)
     rate = best_rate(lambda: stage(batch), device, seconds) * len(batch)
     peak = convolution_peak(torch.bfloat16 if precision == "bf16" else torch.float32, device, seconds)

@@ -4,10 +4,11 @@
 
 The tables are those of `evaluate`, or of another measurement that names the weights of each figure. The figures of the
 card that have a bar are kept, or all over whole sets where none has one, and only if they were measured with the very
-file that the card describes.
+file that the card describes, in a network built with the arguments that it gives.
 """
 
 import argparse
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,16 +22,35 @@ def _place(finding: dict[str, Any]) -> tuple[str, ...]:
     return tuple(finding[k] for k in ("section", "subset", "condition", "group", "metric"))
 
 
+def built_sha256(name: str) -> str:
+    """SHA-256 of what the network of a card is built with: its architecture and the arguments."""
+    card = read_card(name)
+    return hashlib.sha256(json.dumps([card.architecture, card.arguments], sort_keys=True).encode()).hexdigest()
+
+
+def cards_measured(names: Sequence[str]) -> dict[str, str]:
+    """The part of a header that says which cards were measured: their tensors, and what they are built with."""
+    return {
+        "weights": ", ".join(f"{name} {read_card(name).sha256[:16]}" for name in names) or "none",
+        "arguments": ", ".join(f"{name} {built_sha256(name)[:16]}" for name in names) or "none",
+    }
+
+
 def card_metrics(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
     """The figures in `tables` (the content of tables.json) as entries of card `name`; the baseline is bicubic's.
 
     Raises:
-        ValueError: they were measured with other weights than the card describes, or none of them is of this card.
+        ValueError: they were measured with other weights or arguments than the card describes, or do not say with
+            which, or none of them is of this card.
     """
-    card = read_card(name)
-    measured = str(tables["header"]["weights"])
-    if card.sha256[:16] not in measured:
-        raise ValueError(f"{name}: the figures are of {measured!r}, the card is of {card.sha256[:16]}; measure again")
+    header = tables["header"]
+    if "arguments" not in header:
+        raise ValueError(f"{name}: the tables, of an older version, do not say which arguments the card had; measure "
+                         "again")  # fmt: skip
+    for key, described in cards_measured([name]).items():
+        if described not in str(header[key]).split(", "):
+            raise ValueError(f"{name}: the {key} measured are {header[key]!r}, the card's are {described!r}; measure "
+                             "again")  # fmt: skip
     own = [f for f in tables["findings"] if f["weights"] == name]
     bicubic = {_place(f): f["value"] for f in tables["findings"] if f["row"] == "bicubic"}
     barred = [f for f in own if f["bar"] is not None]

@@ -4,10 +4,10 @@
 
 Unseen faces at 768 px are edited by the stage, one attribute at a time towards its other side, and read by a classifier
 that no training used. A flip counts among the faces that were not there before; attributes that were not
-asked for count as changed where the classifier's sure answer (over .7 or under .3) goes to the other side. Identity is
-dlib's similarity to the source, as a share of the unedited reconstruction's, in both readings: the cosine, and the
-stricter 1 - distance. Seams compare gradients on the borders of patches with those two pixels beside them, in the
-change itself. Needs the extras `dlib` and `evaluate`.
+asked for count as changed where the classifier's sure answer (over .7 or under .3) goes to the other side; the share is
+of the sure answers of all faces. Identity is dlib's similarity to the source, as a share of the unedited
+reconstruction's, in both readings: the cosine, and the stricter 1 - distance. Seams compare gradients on the borders of
+patches with those two pixels beside them, in the change itself. Needs the extras `dlib` and `evaluate`.
 """
 
 import argparse
@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluation.faces import read_validation_list
+from evaluation.card_metrics import cards_measured
+from evaluation.faces import large_faces, read_validation_list
 from evaluation.metrics import psnr
-from evaluation.statistics import Finding, bootstrap, write_tables
-from evaluation.transfer_unit import FACE_PX, reconstruction_db, unseen_faces
+from evaluation.statistics import Direction, Estimate, Finding, bootstrap, write_tables
+from evaluation.transfer_unit import FACE_PX, reconstruction_db
 from evaluation.upscale_bars import as_batch, uint8
 from landmarks.backends.base import BackendUnavailable
 from pipeline.chain import pick_device, pick_precision
 from stages.coogan import Coogan, CooganConfig, TensorRows
 from stages.networks.classifier import TraitNet
 from stages.networks.coogan import sample_place
-from stages.weights import load_network, read_card
+from stages.weights import load_network
 
 JUDGED = ("smiling", "age", "eyeglasses", "masculine")
 FLIP_BAR, OTHERS_BAR, IDENTITY_BAR, OUTSIDE_BAR = 0.80, 0.10, 0.85, 45.0
@@ -70,15 +71,13 @@ def flipped(name: str, before: np.ndarray, after: np.ndarray, sign: np.ndarray) 
     return (after - before) * sign >= 10 if name == "age" else (after > 0.5) == (sign > 0)
 
 
-def others_changed(name: str, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> np.ndarray:
-    """Share of the other flags, by face, whose sure answer went to the other side."""
-    lost = []
-    for other in before:
-        if other in (name, "age"):
-            continue
-        sure = (before[other] > 0.7) | (before[other] < 0.3)
-        lost.append(np.where(sure, (before[other] > 0.5) != (after[other] > 0.5), False))
-    return np.mean(lost, 0) if lost else np.zeros(len(next(iter(before.values()))))
+def others_changed(name: str, before: dict[str, np.ndarray], after: dict[str, np.ndarray]) -> Estimate:
+    """Share of the sure answers about other flags, of all faces, that went to the other side; n counts sure answers."""
+    others = [flag for flag in before if flag not in (name, "age")]
+    was, now = (np.array([answers[flag] for flag in others]) for answers in (before, after))  # (flags, faces)
+    sure = (was > 0.7) | (was < 0.3)
+    *_, face = np.nonzero(sure)
+    return bootstrap(((was > 0.5) != (now > 0.5))[sure], clusters=face)
 
 
 def seam_excess(change: np.ndarray, borders: Sequence[int]) -> float:
@@ -99,17 +98,17 @@ def measure(
     findings: list[Finding] = []
 
     def add(
-        section: str, metric: str, text: str, values: np.ndarray, direction: str, bar: float, unit: str = ""
-    ) -> None:
+        section: str, metric: str, text: str, estimate: Estimate, direction: Direction, bar: float, unit: str = "",
+        version: int = 1,
+    ) -> None:  # fmt: skip
         findings.append(
-            Finding(section, "omi", metric, text, bootstrap(np.asarray(values, np.float64)), direction, unit, bar,  # type: ignore[arg-type]
-                    weights=weights)
-        )  # fmt: skip
+            Finding(section, "omi", metric, text, estimate, direction, unit, bar, version=version, weights=weights)
+        )
 
     editor = stage_for({"age": 1.0}, weights, precision)
     add("reconstruction", "PSNR, no change asked", "both paths over the whole face, no region, 768 px",
-        np.array([reconstruction_db(editor.editor.network.float(), [f]) for f in faces]), "up", RECONSTRUCTION_BAR,
-        "dB")  # fmt: skip
+        bootstrap(np.array([reconstruction_db(editor.editor.network.float(), [f]) for f in faces])), "up",
+        RECONSTRUCTION_BAR, "dB")  # fmt: skip
     for name in JUDGED:
         if name not in before or name not in editor.editor.network.attributes:
             continue
@@ -125,15 +124,16 @@ def measure(
             outside.append(psnr(made[-1], face, ~region) if not region.all() else np.nan)
         after = read(classifier, made)
         add(name, "edit is there", "share of faces whose answer went to the side asked for",
-            flipped(name, before[name], after[name], sign), "up", FLIP_BAR)  # fmt: skip
-        add(name, "other attributes changed", "share of other sure answers that went to the other side",
-            others_changed(name, before, after), "down", OTHERS_BAR)  # fmt: skip
+            bootstrap(flipped(name, before[name], after[name], sign)), "up", FLIP_BAR)  # fmt: skip
+        add(name, "other attributes changed",
+            "share of other sure answers, of all faces, that went to the other side; n = sure answers",
+            others_changed(name, before, after), "down", OTHERS_BAR, version=2)  # fmt: skip
         add(name, "outside the region", "PSNR of pixels the edit must not touch",
-            np.array([v for v in outside if np.isfinite(v)]), "up", OUTSIDE_BAR, "dB")  # fmt: skip
+            bootstrap(np.array([v for v in outside if np.isfinite(v)])), "up", OUTSIDE_BAR, "dB")  # fmt: skip
         if name in IDENTITY_OF and (kept := identity_kept(faces, made)) is not None:
             for reading, values in kept.items():
                 text = f"dlib descriptors, edited to source, over the unedited face's; {LFW_PAIRS[reading]}"
-                add(name, f"identity, {reading}", text, values, "up", IDENTITY_BAR)
+                add(name, f"identity, {reading}", text, bootstrap(values), "up", IDENTITY_BAR)
     findings += _seams(faces, weights, precision)
     return findings
 
@@ -194,12 +194,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     classifier = load_network(args.classifier, torch.device("cpu"))
     if not isinstance(classifier, TraitNet):
         parser.error(f"{args.classifier} holds a {type(classifier).__name__}, not a classifier")
-    faces = unseen_faces(args.data, args.limit)
+    faces = large_faces(args.data, FACE_PX, args.limit, enlarged=True)
     if not faces:
         parser.error(f"{args.data}: none of its faces is in the list of {len(read_validation_list())} held-out ones")
     findings = measure(faces, args.weights, classifier, args.precision, args.strength)
-    weights = f"{args.weights} {read_card(args.weights).sha256[:16]}"
-    header = {"faces": len(faces), "strength": args.strength, "weights": weights}
+    header = {"faces": len(faces), "strength": args.strength} | cards_measured([args.weights])
     write_tables(findings, header, args.out, "edit_bars", "Attribute editing at 768 px")
     print((args.out / "edit_bars.md").read_text(encoding="utf-8"), end="")
     return 0 if all(f.passed is not False for f in findings) else 1

@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +13,12 @@ from PIL import Image, ImageOps
 
 from landmarks.alignment import CANONICAL_SIZE, apply, to_canonical, warp
 from landmarks.scheme import POINT_COUNT
+from pipeline.images import BROKEN, ImageError, Limits, as_unit, open_header, to_rgb, to_uint8
 
 VALIDATION_LIST = Path(__file__).resolve().parent.parent / "training" / "validation_ids.txt"
 THUMBNAIL_SIZE = 16
 PERSON_COLUMN = "identity"  # where a set has it, a split goes by person
 
-# What Pillow lets through for a damaged file: a broken chunk of a PNG is a SyntaxError.
-_DAMAGE = (
-    OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error,
-    Image.DecompressionBombError,
-)  # fmt: skip
 _T = TypeVar("_T")
 
 
@@ -59,14 +53,17 @@ def _digest(text: str) -> str:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Encoded picture -> (H, W, 3) uint8 RGB, EXIF rotation applied.
+    """Encoded picture -> (H, W, 3) uint8 RGB, EXIF rotation applied; every mode and depth as the pipeline reads it.
+
+    A near-grey picture is not made grey, as the pipeline makes its inputs: this is the truth they are held against.
 
     Raises:
-        ValueError: damaged, or no picture.
+        ValueError: damaged, or no picture that the pipeline takes.
     """
     try:
-        return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-    except _DAMAGE as error:
+        image = ImageOps.exif_transpose(open_header(data, "", Limits(min_side_px=1)))
+        return to_uint8(as_unit(to_rgb(image, {})))
+    except (ImageError, *BROKEN) as error:
         raise ValueError(f"unreadable picture: {error}") from error
 
 
@@ -149,6 +146,31 @@ def _face(row: dict[str, Any], set_name: str, group: str, as_found: bool) -> Eva
     return EvaluationFace(str(row["id"]), group, set_name, crop, points, labels, parsing)
 
 
+def large_faces(path: Path, size: int, limit: int, enlarged: bool = False) -> list[np.ndarray]:
+    """Canonical crops of `size` px, (size, size, 3) uint8, of the first held-out faces of a Parquet file.
+
+    Args:
+        limit: at most this many. enlarged: also those whose picture does not resolve `size`, which have no truth there.
+
+    Raises:
+        ValueError: a picture is unreadable.
+    """
+    import pyarrow.parquet as pq
+
+    listed, faces = read_validation_list(), []
+    for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["id", "image", "landmarks"]):
+        for row in batch.to_pylist():
+            if str(row["id"]) not in listed or row["landmarks"] is None:
+                continue
+            matrix = to_canonical(np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2), size)
+            if not enlarged and np.hypot(matrix[0, 0], matrix[1, 0]) > 1:
+                continue
+            faces.append(warp(decode(row["image"]), matrix, size))
+            if len(faces) == limit:
+                return faces
+    return faces
+
+
 def thumbnail(image: np.ndarray, size: int = THUMBNAIL_SIZE) -> np.ndarray:
     """Shrink a uint8 picture to (size, size[, 3]) uint8 by the mean of each cell."""
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_AREA)
@@ -167,11 +189,6 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 def as_rgb(image: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 3) -> (H, W, 3)."""
     return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-
-
-def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Floats in [0, 1] -> uint8, as a picture file holds them."""
-    return np.clip(np.round(np.asarray(values, np.float32) * 255), 0, 255).astype(np.uint8)
 
 
 def chunks(items: Sequence[_T], size: int) -> Iterator[list[_T]]:

@@ -15,11 +15,12 @@ import numpy as np
 import torch
 
 from evaluation.embedders import Embedder, OnnxEmbedder
-from evaluation.faces import THUMBNAIL_SIZE, EvaluationFace, bicubic, load_faces, read_validation_list, to_uint8
+from evaluation.faces import THUMBNAIL_SIZE, EvaluationFace, bicubic, load_faces, read_validation_list
 from evaluation.metrics import psnr
 from evaluation.restoring import build_stage
 from evaluation.statistics import Estimate, Finding, bootstrap, write_tables
 from pipeline.chain import cut
+from pipeline.images import to_uint8
 from stages.batch import FaceBatch
 from stages.degradation import DegradationConfig, degrade_face
 from stages.fuse import Fuse, FuseConfig
@@ -74,23 +75,24 @@ def compare(
     stage, device = build_stage(config, device="cpu", fidelity=fidelity)
     tracks = np.stack([track(face, max(COUNTS)) for face in faces])
     truth = [face.image for face in faces]
-    points = [face.landmarks for face in faces]
+    points, people = [face.landmarks for face in faces], np.array([face.group for face in faces])
+    known = [i for i, p in enumerate(points) if p is not None]
+    at = [p for p in points if p is not None]
     alone: dict[str, np.ndarray] = {}
     for count in COUNTS:
         fused = Fuse(FuseConfig(frames=count, scale=scale if count > 1 else 1), device, "fp32")(batch_of(tracks))
         restored = pictures(torch.cat([stage(cut(fused, i, i + 4)).image for i in range(0, len(fused), 4)]))
         for kind, made in (("restored", restored), ("bicubic", [bicubic(p) for p in pictures(fused.image)])):
-            rows = {"PSNR (RGB, dB)": np.array([psnr(a, b) for a, b in zip(made, truth, strict=True)])}
+            rows = {"PSNR (RGB, dB)": (np.array([psnr(a, b) for a, b in zip(made, truth, strict=True)]), people)}
             for embedder in embedders:
-                known = [i for i, p in enumerate(points) if p is not None]
-                at = [p for p in points if p is not None]
                 ours, theirs = embedder([made[i] for i in known], at), embedder([truth[i] for i in known], at)
-                rows[f"identity, {embedder.name}"] = (ours * theirs).sum(1)
-            for label, values in rows.items():
+                rows[f"identity, {embedder.name}"] = (ours * theirs).sum(1), people[known]
+            for label, (values, who) in rows.items():
                 one = alone.setdefault(f"{kind}, {label}", values)
-                yield _finding(name, label, f"{kind}, N = {count}", bootstrap(values))
+                yield _finding(name, label, f"{kind}, N = {count}", bootstrap(values, clusters=who))
                 if count > 1:
-                    yield _finding(name, f"{label}, over N = 1", f"{kind}, N = {count}", bootstrap(values - one))
+                    gain = bootstrap(values - one, clusters=who)
+                    yield _finding(name, f"{label}, over N = 1", f"{kind}, N = {count}", gain)
 
 
 def _finding(subset: str, metric: str, row: str, estimate: Estimate) -> Finding:

@@ -45,11 +45,10 @@ class Rival(ABC):
     """Something that makes a 128 px face of a thumbnail.
 
     Attributes:
-        name: for tables. needs_mask: whether it paints under a mask, and so uses the one it is given.
+        name: for tables.
     """
 
     name: str
-    needs_mask = False
 
     @abstractmethod
     def restore(self, lq: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
@@ -238,8 +237,6 @@ class FoundMask:
 class TwoSteps(Rival):
     """Inpainting, then any rival, or the other way round."""
 
-    needs_mask = True
-
     def __init__(self, upsample: Rival, fill: Fill, fill_name: str, first: bool, find: Find | None) -> None:
         self.upsample, self.fill, self.first, self.find = upsample, fill, first, find
         names = (fill_name, upsample.name) if first else (upsample.name, fill_name)
@@ -365,16 +362,6 @@ def create(spec: str | Mapping[str, Any], folder: Path | None = None, device: to
 
 
 # ---- cost
-
-
-def seconds_per_face(rival: Rival, lq: np.ndarray) -> float:
-    """Wall time of `rival` on thumbnails (N, n, n, 3), divided by N; one thumbnail is run before, to warm up."""
-    if not len(lq):
-        raise ValueError("seconds_per_face: no thumbnails")
-    rival.restore(lq[:1])
-    start = time.perf_counter()
-    rival.restore(lq)
-    return (time.perf_counter() - start) / len(lq)
 
 
 def _untrained(architecture: Untrained) -> nn.Module:

@@ -90,33 +90,58 @@ def paired_difference(better: np.ndarray, baseline: np.ndarray, seed: int = 0) -
     return bootstrap(np.asarray(better, np.float64) - np.asarray(baseline, np.float64), seed=seed)
 
 
-def quantile(values: np.ndarray, q: float, seed: int = 0, resamples: int = 200) -> Estimate:
-    """The q-quantile of (n,) values (0 = minimum, 0.5 = median) with its bootstrap interval.
+def _rows_of(clusters: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each label, in the order of the labels."""
+    _, member = np.unique(np.asarray(clusters), return_inverse=True)
+    return np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1]) if len(member) else []
+
+
+def _drawer(count: int, clusters: Sequence[Any] | np.ndarray | None) -> Callable[[np.random.Generator], np.ndarray]:
+    """What draws row numbers with replacement: of `count` rows one by one, or all rows of a label together."""
+    rows = [] if clusters is None else _rows_of(clusters)
+    if clusters is None or len(rows) == count:
+        return lambda rng: rng.integers(0, count, count)
+    return lambda rng: np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+
+
+def quantile(
+    values: np.ndarray,
+    q: float,
+    clusters: Sequence[Any] | np.ndarray | None = None,
+    seed: int = 0,
+    resamples: int = 200,
+) -> Estimate:
+    """The q-quantile of (n,) values (0 = minimum, 0.5 = median) with its bootstrap interval; `clusters` as `bootstrap`.
 
     The interval of a minimum says little about faces not seen; it is given so that no number stands alone.
     """
-    values = np.asarray(values, np.float64)
-    if len(values) == 0:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    drawn = np.random.default_rng(seed).integers(0, len(values), (resamples, len(values)))
-    interval = _interval(np.quantile(values[drawn], q, axis=1))
-    return Estimate(float(np.quantile(values, q)), *interval, len(values))
+    return bootstrap_groups(
+        lambda sample: float(np.quantile(sample, q)), np.asarray(values, np.float64),
+        clusters=None if clusters is None else [clusters], seed=seed, resamples=resamples,
+    )  # fmt: skip
 
 
 def bootstrap_groups(
-    statistic: Callable[..., float], *samples: np.ndarray, seed: int = 0, resamples: int = 200
+    statistic: Callable[..., float],
+    *samples: np.ndarray,
+    clusters: Sequence[Sequence[Any] | np.ndarray] | None = None,
+    seed: int = 0,
+    resamples: int = 200,
 ) -> Estimate:
     """Interval of a statistic of several independent samples (say, an AUC of two classes), each drawn on its own.
 
     Args:
         statistic: takes the samples, in order, to one number; used as it is for the value.
         samples: arrays whose first axis counts observations.
+        clusters: labels of each sample; observations of one label (one person) in a sample are drawn together.
     """
     total = sum(len(s) for s in samples)
     if any(len(s) == 0 for s in samples):
         return Estimate(math.nan, math.nan, math.nan, total)
+    labels = [None] * len(samples) if clusters is None else clusters
+    draws = [_drawer(len(s), own) for s, own in zip(samples, labels, strict=True)]
     rng = np.random.default_rng(seed)
-    drawn = [statistic(*(s[rng.integers(0, len(s), len(s))] for s in samples)) for _ in range(resamples)]
+    drawn = [statistic(*(s[draw(rng)] for s, draw in zip(samples, draws, strict=True))) for _ in range(resamples)]
     return Estimate(float(statistic(*samples)), *_interval(np.array(drawn)), total)
 
 
@@ -137,15 +162,14 @@ def bootstrap_together(
     Returns:
         k estimates; n counts rows.
     """
-    _, member = np.unique(np.asarray(clusters), return_inverse=True)
-    rows = np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1]) if len(member) else []
+    rows = _rows_of(clusters)
     values = np.asarray(statistics(*columns), np.float64)
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(resamples if len(rows) > 1 else 0):
         picked = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
         drawn.append(statistics(*(column[picked] for column in columns)))
     table = np.asarray(drawn, np.float64).reshape(-1, len(values))
-    return [Estimate(float(v), *_interval(table[:, i]), len(member)) for i, v in enumerate(values)]
+    return [Estimate(float(v), *_interval(table[:, i]), len(clusters)) for i, v in enumerate(values)]
 
 
 @dataclass(frozen=True)

@@ -113,15 +113,22 @@ def mean_recall(means: np.ndarray) -> np.ndarray:
     return np.nanmean(recall, axis=1)
 
 
-def classifier_findings(reader: TraitReader, images: np.ndarray, labels: Labels, subset: str) -> list[Finding]:
-    """A classifier on (N, 128, 128, 3) uint8 originals: every trait against its labels, with n and 95 % intervals."""
+def classifier_findings(
+    reader: TraitReader, images: np.ndarray, labels: Labels, subset: str, people: Sequence[str] | None = None
+) -> list[Finding]:
+    """A classifier on (N, 128, 128, 3) uint8 originals: every trait against its labels, with n and 95 % intervals.
+
+    Intervals draw the faces of one of the `people` together, where they are given.
+    """
+    who = np.array(people or range(len(images)))
     read = reader.read(images)
     table = columns(reader, read, read, labels)
     found: list[Finding] = []
 
     def add(metric: str, definition: str, names: Sequence[str], statistic: Any = None, **more: Any) -> None:
         values = np.stack([table[n] for n in names], 1)
-        value = bootstrap(values[np.isfinite(values).all(1)], statistic)
+        known = np.isfinite(values).all(1)
+        value = bootstrap(values[known], statistic, who[known])
         if value.n:
             words = f"{definition}; read by {reader.card}"
             found.append(Finding("Traits", subset, metric, words, value, row="original", weights=reader.card, **more))
@@ -140,7 +147,10 @@ def classifier_findings(reader: TraitReader, images: np.ndarray, labels: Labels,
         label = np.array([row.get(name, np.nan) for row in labels])
         for k, title in enumerate(classes) if classes else [(1, "")]:
             scores = read[name][:, k] if classes else read[name]
-            areas = bootstrap_groups(two_class_auc, scores[label == k], scores[np.isfinite(label) & (label != k)])
+            sides = label == k, np.isfinite(label) & (label != k)
+            areas = bootstrap_groups(
+                two_class_auc, *(scores[side] for side in sides), clusters=[who[side] for side in sides]
+            )
             if np.isfinite(areas.value):
                 metric = f"{name}, AUC of {title}" if title else f"{name}, AUC"
                 definition = "chance that a face with it scores above one without"
@@ -148,14 +158,17 @@ def classifier_findings(reader: TraitReader, images: np.ndarray, labels: Labels,
     return found
 
 
-def held_out(data: Path, more: Path | None, limit: int | None) -> dict[str, tuple[np.ndarray, list[dict[str, float]]]]:
-    """set -> pictures (N, 128, 128, 3) and labels of its held-out faces, for the sets that are there."""
+def held_out(
+    data: Path, more: Path | None, limit: int | None
+) -> dict[str, tuple[np.ndarray, list[dict[str, float]], list[str]]]:
+    """set -> pictures (N, 128, 128, 3), labels and people of its held-out faces, for the sets that are there."""
     files = [data / f"{n}.parquet" for n in DATA_SETS] + [more / f"{n}.parquet" for n in MORE_SETS if more]
     found, listed = {}, read_validation_list()
     for file in files:
         if file.is_file():
             faces = load_faces(file, listed, limit=limit)
-            found[file.stem] = np.stack([f.image for f in faces]), labels_of(faces, file)
+            pictures, people = np.stack([f.image for f in faces]), [f.group for f in faces]
+            found[file.stem] = pictures, labels_of(faces, file), people
     if not found:
         raise FileNotFoundError(f"traits: none of {', '.join(f.name for f in files)} is in {data}")
     return found
@@ -172,8 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reader = TraitReader(args.card)
     sets = held_out(args.data, args.more, args.limit)
     found: list[Finding] = []
-    for name, (images, labels) in sets.items():
-        found += classifier_findings(reader, images, labels, name)
+    for name, (images, labels, people) in sets.items():
+        found += classifier_findings(reader, images, labels, name, people)
     print(to_markdown(found, {"card": args.card}, f"Trait classifier {args.card} on held-out faces"))
     if args.write:
         metrics = [

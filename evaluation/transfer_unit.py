@@ -9,7 +9,6 @@ transfer_unit.json and transfer_unit.md.
 """
 
 import argparse
-import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -18,14 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from evaluation.faces import read_validation_list
+from evaluation.faces import large_faces
 from evaluation.metrics import psnr
 from evaluation.statistics import Estimate, bootstrap
-from landmarks.alignment import to_canonical, warp
-from landmarks.scheme import POINT_COUNT
+from pipeline.images import to_uint8
 from stages.networks.coogan import GLOBAL_SIZE, CooganNet
 from stages.networks.transfer_unit import LightUnit, StganUnit
 from stages.weights import load_network
@@ -93,22 +90,6 @@ def count(channels: int, state: int, size: int) -> Count:
     return Count(channels, state, size, p_stgan, p_light, m_stgan, m_light)
 
 
-def unseen_faces(path: Path, limit: int) -> list[np.ndarray]:
-    """Canonical 768 px crops, (768, 768, 3) uint8, of faces that no training saw."""
-    import pyarrow.parquet as pq
-
-    listed, faces = read_validation_list(), []
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["id", "image", "landmarks"]):
-        for row in batch.to_pylist():
-            if str(row["id"]) in listed and row["landmarks"] is not None:
-                points = np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2)
-                picture = np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
-                faces.append(warp(picture, to_canonical(points, FACE_PX), FACE_PX))
-                if len(faces) == limit:
-                    return faces
-    return faces
-
-
 @torch.inference_mode()
 def reconstruction_db(network: CooganNet, faces: Sequence[np.ndarray]) -> float:
     """Mean PSNR in dB of both paths over whole faces when no change is asked, without region."""
@@ -120,8 +101,7 @@ def reconstruction_db(network: CooganNet, faces: Sequence[np.ndarray]) -> float:
         step = GLOBAL_SIZE / FACE_PX
         place = torch.tensor([[[step, 0, step / 2 - 0.5], [0, step, step / 2 - 0.5]]])
         change, _ = network.edit_patch(image, network.edit_whole(small, none), place, none)
-        made = ((image + change).clamp(0, 1)[0].permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
-        scores.append(psnr(made, face))
+        scores.append(psnr(to_uint8((image + change)[0].permute(1, 2, 0).numpy()), face))
     return float(np.mean(scores))
 
 
@@ -167,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.cards and args.data is None:
         parser.error("--cards needs --data")
     counts, found = [count(*width) for width in WIDTHS], {}
-    faces = unseen_faces(args.data, args.limit) if args.cards else []
+    faces = large_faces(args.data, FACE_PX, args.limit, enlarged=True) if args.cards else []
     if args.cards and not faces:
         parser.error(f"{args.data}: none of its faces is held out")
     for card in args.cards:

@@ -9,7 +9,6 @@ same threads; leave the machine idle for it. A row whose package is missing is l
 """
 
 import argparse
-import io
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,12 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.faces import read_validation_list
+from evaluation.card_metrics import cards_measured
+from evaluation.faces import large_faces
 from evaluation.metrics import psnr, ssim
 from evaluation.statistics import Estimate, Finding, bootstrap, paired_difference, write_tables
-from landmarks.alignment import to_canonical, warp
-from landmarks.scheme import POINT_COUNT
 from pipeline.chain import pick_device, pick_precision
+from pipeline.images import to_uint8
 from pipeline.restorer import Restorer
 from stages import basicsr_adapter
 from stages.batch import FaceBatch
@@ -33,31 +32,11 @@ from stages.consistency import average_to
 from stages.foreign_upscalers import REALESRGAN
 from stages.resample import resample
 from stages.upscale import Upscale, UpscaleConfig
-from stages.weights import WeightsError, read_card
+from stages.weights import WeightsError
 
 SMALL, LARGE = 128, 512
 GAIN_BAR, SPEED_BAR = 1.0, 10.0  # dB over Lanczos at fidelity 1; times Real-ESRGAN's speed
 Row = Callable[[Tensor], Tensor]
-
-
-def load_faces(path: Path, limit: int) -> list[np.ndarray]:
-    """Canonical 512 px crops, (512, 512, 3) uint8, of validation faces whose source resolves them."""
-    import pyarrow.parquet as pq
-
-    listed, faces = read_validation_list(), []
-    for batch in pq.ParquetFile(path).iter_batches(batch_size=64, columns=["id", "image", "landmarks"]):
-        for row in batch.to_pylist():
-            if str(row["id"]) not in listed or row["landmarks"] is None:
-                continue
-            points = np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2)
-            matrix = to_canonical(points, LARGE)
-            if np.hypot(matrix[0, 0], matrix[1, 0]) > 1:  # would have to be enlarged: no truth at this size
-                continue
-            picture = np.asarray(Image.open(io.BytesIO(row["image"])).convert("RGB"))
-            faces.append(warp(picture, matrix, LARGE))
-            if len(faces) == limit:
-                return faces
-    return faces
 
 
 def as_batch(image: Tensor) -> FaceBatch:
@@ -94,7 +73,7 @@ def rows(weights: str, precision: str) -> dict[str, Row]:
 
 def uint8(image: Tensor) -> np.ndarray:
     """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8."""
-    return (image[0].clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    return to_uint8(image[0].permute(1, 2, 0).float().numpy())
 
 
 def sharpness(picture: np.ndarray) -> float:
@@ -201,11 +180,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--time", action="store_true", help="also measure the speed")
     args = parser.parse_args(arguments)
-    faces = load_faces(args.data, args.limit)
+    faces = large_faces(args.data, LARGE, args.limit)
     if not faces:
         parser.error(f"{args.data}: no validation face of {LARGE} px")
     findings = measure(faces, args.weights, args.precision, args.config, args.time)
-    header = {"faces": len(faces), "weights": f"{args.weights} {read_card(args.weights).sha256[:16]}"}
+    header = {"faces": len(faces)} | cards_measured([args.weights])
     write_tables(findings, header, args.out, "upscale_bars", "Upscale: 128 to 512 px")
     side_by_side(faces[:6], args.weights, args.precision, args.out / "sheet.png")
     print((args.out / "upscale_bars.md").read_text(encoding="utf-8"), end="")

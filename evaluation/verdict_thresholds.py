@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from evaluation.embedders import Embedder, OnnxEmbedder
-from evaluation.faces import EvaluationFace, load_faces, read_validation_list, thumbnail, to_uint8
+from evaluation.faces import EvaluationFace, load_faces, read_validation_list, thumbnail
 from evaluation.statistics import Estimate, bootstrap
+from pipeline.images import to_uint8
 from pipeline.restorer import Restorer, Result, brightness
 from stages.degradation import DegradationConfig, degrade_face
 
@@ -113,8 +114,10 @@ def measure_steps(faces: Sequence[EvaluationFace], restorer: Restorer, embedder:
         if measure == "uncertainty":
             groups = [g for g in np.array_split(np.argsort(values, kind="stable"), QUANTILES) if len(g)]
         steps += [
-            Step(measure, float(values[g].min()), float(values[g].max()), bootstrap(errors[g][:, None])) for g in groups
-        ]
+            Step(measure, float(values[g].min()), float(values[g].max()),
+                 bootstrap(errors[g], clusters=np.asarray(people)[g]))
+            for g in groups
+        ]  # fmt: skip
     return steps
 
 

@@ -1,9 +1,9 @@
 """The README's picture: the astronaut's thumbnails, restored, with the maps beside them.
 
-    python examples/make_thumbnails.py out/example
-    python run_pipeline.py restore -i "out/example/thumbnails/astronaut_*.png" -o out/example/soft -w 1
-    python run_pipeline.py restore -i "out/example/thumbnails/astronaut_*.png" -o out/example/sharp -w 0
-    python examples/contact_sheet.py out/example docs/astronaut.png
+python examples/make_thumbnails.py out/example
+python run_pipeline.py restore -i "out/example/thumbnails/astronaut_*.png" -o out/example/soft -w 1
+python run_pipeline.py restore -i "out/example/thumbnails/astronaut_*.png" -o out/example/sharp -w 0
+python examples/contact_sheet.py out/example docs/astronaut.png
 """
 
 import sys

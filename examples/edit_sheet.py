@@ -1,6 +1,6 @@
 """The README's picture of edits: the astronaut, one attribute a row, from strength -1 to +1.
 
-    python examples/edit_sheet.py docs/edits.png
+python examples/edit_sheet.py docs/edits.png
 """
 
 import sys

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.card_metrics import cards_measured
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -24,6 +26,11 @@ def fingerprint(*parts: Any) -> str:
             digest.update(json.dumps(part, sort_keys=True, default=str).encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def card_key(name: str) -> str:
+    """What the results of a card's network depend on: its tensors, and what it is built with."""
+    return fingerprint(cards_measured([name]))
 
 
 class Cache:

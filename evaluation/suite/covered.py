@@ -4,7 +4,7 @@ There is no truth for such faces. A small classifier, trained here on covered an
 validation part, says whether a picture shows a cover; it sees no restored one in training.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +22,11 @@ BARE_TRAINING_FACES = 900  # of each set, for the classifier of covered thumbnai
 
 @dataclass(frozen=True)
 class Bare:
-    """Bare faces of one source: (N,) `occluded_fraction` of their thumbnails, and their pictures."""
+    """Bare faces of one source: (N,) `occluded_fraction` of their thumbnails, their pictures, and who they show."""
 
     fractions: np.ndarray
     images: list[np.ndarray]
+    people: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -82,31 +83,32 @@ def real_findings(
     found: list[Finding] = []
     covered = [face for part in real.covered.values() for face in part]
     which = np.repeat(list(real.covered), [len(part) for part in real.covered.values()])
+    people = _people(covered)
     lqs = _thumbnails(covered)
     made = {name: restore(lqs) for name, restore in restorers.items()}
     fraction = _fractions(made[main])
-    fractions, restored_bare = {name: part.fractions for name, part in bare.items()}, []
+    fractions, restored_bare = {name: _known(part.fractions, part.people) for name, part in bare.items()}, []
     for name, part in real.as_found.items():
         of_bare = restorers[main](_thumbnails(part))
         restored_bare += list(of_bare.images)
-        fractions[f"{name} as found"] = _fractions(of_bare)
-    fractions = {name: values[np.isfinite(values)] for name, values in fractions.items()}
-    fractions = {"all bare sets": np.concatenate(list(fractions.values()))} | fractions
+        fractions[f"{name} as found"] = _known(_fractions(of_bare), _people(part))
+    values_of_all, people_of_all = (np.concatenate(column) for column in zip(*fractions.values(), strict=True))
+    fractions = {"all bare sets": (values_of_all, people_of_all)} | fractions
     separation = "AUC of occluded_fraction, covered against bare, 16x16 by area averaging; covered ones framed as found"
-    for name in real.covered:
-        mine = fraction[(which == name) & np.isfinite(fraction)]
-        for other, values in fractions.items():
-            estimate = bootstrap_groups(two_class_auc, mine, values, resamples=100)
+    kinds = {name: _known(fraction[which == name], people[which == name]) for name in real.covered}
+    for name, (mine, own) in kinds.items():
+        for other, (values, theirs) in fractions.items():
+            estimate = bootstrap_groups(two_class_auc, mine, values, clusters=[own, theirs], resamples=100)
             found.append(Finding(section, name, f"AUC against {other}", separation, estimate, row=main))
-    kinds = {name: fraction[(which == name) & np.isfinite(fraction)] for name in real.covered}
     found += [
-        Finding(section, name, "occluded_fraction", "median", quantile(values, 0.5), "up" if name in kinds else "down",
-                row=main)
-        for name, values in (kinds | fractions).items()
+        Finding(section, name, "occluded_fraction", "median", quantile(values, 0.5, who),
+                "up" if name in kinds else "down", row=main)
+        for name, (values, who) in (kinds | fractions).items()
     ]  # fmt: skip
     shown = {BICUBIC: [bicubic(lq) for lq in lqs]} | {name: list(of_row.images) for name, of_row in made.items()}
-    bare_images = [f.image for part in real.as_found.values() for f in part]
-    bare_images += [image for part in bare.values() for image in part.images]
+    as_found = [face for part in real.as_found.values() for face in part]
+    bare_images = [face.image for face in as_found] + [image for part in bare.values() for image in part.images]
+    bare_people = np.concatenate([_people(as_found), *(part.people for part in bare.values())])
     for size in (16, 64):
         network = cover_classifier(real.train_covered, real.train_bare, size, folder, steps)
         counts = f"{len(real.train_covered)} covered and {len(real.train_bare)} bare faces outside the validation part"
@@ -115,18 +117,20 @@ def real_findings(
         wrong = called_covered(network, bare_images, size)
         label = f"classifier at {size} px"
         found += [
-            Finding(section, label, "finds the cover", trained, bootstrap(right), row=ORIGINAL),
-            Finding(section, label, "calls bare covered", trained, bootstrap(wrong), "down", row=ORIGINAL),
+            Finding(section, label, "finds the cover", trained, bootstrap(right, clusters=people), row=ORIGINAL),
+            Finding(section, label, "calls bare covered", trained, bootstrap(wrong, clusters=bare_people), "down",
+                    row=ORIGINAL),
             Finding(section, label, "balanced accuracy", trained,
-                    bootstrap_groups(lambda a, b: (a.mean() + 1 - b.mean()) / 2, right, wrong), row=ORIGINAL),
+                    bootstrap_groups(lambda a, b: (a.mean() + 1 - b.mean()) / 2, right, wrong,
+                                     clusters=[people, bare_people]), row=ORIGINAL),
         ]  # fmt: skip
         if restored_bare:
-            share = bootstrap(called_covered(network, restored_bare, size))
+            share = bootstrap(called_covered(network, restored_bare, size), clusters=_people(as_found))
             found.append(Finding(section, label, "calls bare covered", trained, share, "down", row=main))
         for name, images in shown.items():
             left = called_covered(network, images, size)
             for source in real.covered:
-                share = bootstrap(left[which == source])
+                share = bootstrap(left[which == source], clusters=people[which == source])
                 metric = f"still called covered, {source}"
                 found.append(Finding(section, label, metric, trained, share, "down", row=name))
     first = (i for name in real.covered for i in np.flatnonzero(which == name)[:pictures])
@@ -137,6 +141,17 @@ def real_findings(
 def _thumbnails(faces: list[EvaluationFace]) -> np.ndarray:
     """(N, 16, 16, 3) uint8, by area averaging."""
     return np.stack([thumbnail(face.image) for face in faces])
+
+
+def _people(faces: Sequence[EvaluationFace]) -> np.ndarray:
+    """(N,) the person of each face."""
+    return np.array([face.group for face in faces], str)
+
+
+def _known(fractions: np.ndarray, people: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The fractions that are numbers, and the people they are of."""
+    known = np.isfinite(fractions)
+    return fractions[known], people[known]
 
 
 def _fractions(made: Made) -> np.ndarray:

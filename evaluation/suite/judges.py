@@ -9,13 +9,13 @@ import numpy as np
 from evaluation.dlib_descriptor import DlibEmbedder
 from evaluation.embedders import TEMPLATES, Embedder, OnnxEmbedder, Template, WeightsEmbedder
 from evaluation.faces import EvaluationFace
-from evaluation.suite.cache import fingerprint
+from evaluation.suite.cache import card_key, fingerprint
 from evaluation.suite.config import EmbedderOptions, EvaluationConfig
 from landmarks.alignment import CANONICAL_SIZE
 from landmarks.backends import BackendUnavailable, create, why_unavailable
 from pipeline.config import ConfigError
 from stages.degradation.occluders import MEAN_SHAPE
-from stages.weights import WeightsError, read_card
+from stages.weights import WeightsError
 
 Find = Callable[[np.ndarray], np.ndarray | None]
 
@@ -100,7 +100,7 @@ def build_judge(options: EmbedderOptions, config: EvaluationConfig) -> Judge:
             )  # fmt: skip
             content = fingerprint(np.fromfile(path, np.uint8))
         elif kind == "weights":
-            network, content, weights = WeightsEmbedder(name), read_card(name).sha256, name
+            network, content, weights = WeightsEmbedder(name), card_key(name), name
         else:
             network = DlibEmbedder()
         if "dlib" in (kind, "dlib" if options.landmarks == "detected" else "") and (why := why_unavailable("dlib")):

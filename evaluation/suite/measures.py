@@ -15,6 +15,7 @@ import torch
 from evaluation.metrics import area_average, lr_consistency_db, luma, nme, overlap, psnr, rank_correlation, ssim
 from evaluation.naturalness import SHEET_SIDE, frechet_distance, niqe_of_faces, paired_kernel_distance
 from evaluation.statistics import Direction
+from evaluation.suite.cache import card_key
 from evaluation.suite.rows import Made, Views
 from evaluation.traits import TraitReader, labels_of, mean_recall
 from evaluation.traits import columns as trait_columns
@@ -25,7 +26,7 @@ from stages.degradation.occluders import MEAN_SHAPE
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.prouigan import HALF_INVENTED
 from stages.trait_labels import EXPRESSIONS
-from stages.weights import WeightsError, load_network, read_card, read_checked
+from stages.weights import WeightsError, load_network, read_checked
 
 # name -> (N,) float, NaN where the measure does not apply to a face; (N, k) where a face has k observations
 Columns = dict[str, np.ndarray]
@@ -303,7 +304,7 @@ PARSING = Family(
             for c in PARSING_CLASSES
         ),
     ),
-    lambda: read_card(PARSER).sha256,
+    lambda: card_key(PARSER),
     lambda: _why_no_card(PARSER),
     PARSER,
     version=2,
@@ -466,7 +467,7 @@ def _traits(card: str, section: str, quantities: tuple[Quantity, ...]) -> Family
         read, original = reader.read(sample.made.images), reader.read(sample.views.truth)
         return trait_columns(reader, read, original, labels_of(sample.views.faces))
 
-    return Family(section, measure, quantities, lambda: read_card(card).sha256, lambda: _why_no_card(card), card)
+    return Family(section, measure, quantities, lambda: card_key(card), lambda: _why_no_card(card), card)
 
 
 def _agreement(trait: str, card: str) -> tuple[Quantity, ...]:

@@ -75,9 +75,9 @@ class _Variant:
     def estimate(self, table: np.ndarray, clusters: np.ndarray) -> Estimate:
         """The same with its interval."""
         if self.of_faces is not None:
-            return bootstrap_groups(self.of_faces, table, resamples=50)
+            return bootstrap_groups(self.of_faces, table, clusters=[clusters], resamples=50)
         return (
-            quantile(table[:, 0], self.quantile)
+            quantile(table[:, 0], self.quantile, clusters)
             if self.quantile is not None
             else bootstrap(table, self.mean_of, clusters)
         )
@@ -195,12 +195,12 @@ def parity(measured: Measured, members: Mapping[str, np.ndarray]) -> list[Findin
             continue
         for label, names in members.items():
             mine, clusters = names[known], measured.clusters[known]
-            parts = {group: table[mine == group] for group in ordered(names)}
+            parts = {group: (table[mine == group], clusters[mine == group]) for group in ordered(names)}
             found += [
-                _finding(measured, variant, row, variant.estimate(part, clusters[mine == group]), f"{label} {group}")
+                _finding(measured, variant, row, variant.estimate(*part), f"{label} {group}")
                 for group, part in parts.items()
             ]
-            found += _gaps(measured, variant, row, label, [p for p in parts.values() if len(p)])
+            found += _gaps(measured, variant, row, label, [part for part in parts.values() if len(part[0])])
     return found
 
 
@@ -210,11 +210,17 @@ def ordered(names: np.ndarray) -> list[str]:
 
 
 def _gaps(
-    measured: Measured, variant: _Variant, row: str, label: str, parts: Sequence[np.ndarray]
+    measured: Measured, variant: _Variant, row: str, label: str, parts: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[Finding]:
-    large = [part for part in parts if len(part) >= MIN_GROUP]
+    """Of groups, each with its (n, k) values and the (n,) people they are of."""
+    large = [part for part in parts if len(part[0]) >= MIN_GROUP]
     if len(large) < 2:
         return
+    small = [part for part in parts if len(part[0]) < MIN_GROUP]
+
+    def estimate(statistic: Callable[..., float], chosen: Sequence[tuple[np.ndarray, np.ndarray]]) -> Estimate:
+        return bootstrap_groups(statistic, *(v for v, _ in chosen), clusters=[people for _, people in chosen])
+
     sign = -1 if variant.quantity.direction == "down" else 1
 
     def gap(*samples: np.ndarray) -> float:
@@ -227,12 +233,11 @@ def _gaps(
 
     what = f"over groups of {MIN_GROUP} faces or more; groups are drawn apart, which widens it a little by chance"
     definition = f"largest less smallest value of {variant.name} {what}"
-    yield _finding(measured, variant, row, bootstrap_groups(gap, *large), f"{label}: largest gap", definition, "down")
+    yield _finding(measured, variant, row, estimate(gap, large), f"{label}: largest gap", definition, "down")
     if variant.kind == "gain":
         definition = f"lowest group's {variant.name} over the mean of all faces; lowest {what}"
-        small = [part for part in parts if len(part) < MIN_GROUP]
         share = _finding(
-            measured, replace(variant, unit=""), row, bootstrap_groups(lowest, *large, *small),
-            f"{label}: lowest over mean", definition, "up",
+            measured, replace(variant, unit=""), row, estimate(lowest, [*large, *small]), f"{label}: lowest over mean",
+            definition, "up",
         )  # fmt: skip
         yield replace(share, version=variant.quantity.version + 1)  # before, it was over the mean of the groups

@@ -50,11 +50,20 @@ class Vectors:
     members: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
-def same_photograph_pairs(count: int, folds: int, seed: int) -> Pairs:
-    """Each face against the original of its own photograph, and against that of another one."""
+def same_photograph_pairs(people: Sequence[str], folds: int, seed: int) -> Pairs:
+    """Each face against the original of its own photograph, and against that of another person.
+
+    Raises:
+        ValueError: one person only, so there is nobody else.
+    """
+    names, count = np.asarray(people, dtype=str), len(people)
+    if len(np.unique(names)) < 2:
+        raise ValueError("verification needs the photographs of two people or more; all are of one")
     rng = np.random.default_rng(seed)
     probe = np.arange(count)
     other = (probe + rng.integers(1, count, count)) % count
+    for i in np.flatnonzero(names[other] == names):  # another photograph of the same person is no impostor
+        other[i] = rng.choice(np.flatnonzero(names != names[i]))
     fold = rng.permutation(count) % folds
     same = np.repeat([True, False], count)
     return Pairs(np.tile(probe, 2), np.concatenate([probe, other]), same, np.tile(fold, 2))
@@ -64,17 +73,17 @@ def trials(source: Loaded, options: RecognitionOptions, seed: int) -> Pairs:
     """The trials of a source: those of its list, drawn from its people, or each photograph against itself.
 
     Raises:
-        ValueError: too few people with two pictures.
+        ValueError: too few people with two pictures, or too few photographs.
     """
     if source.pairs is not None:
         return source.pairs if len(np.unique(source.pairs.fold)) > 1 else _folded(source.pairs, options.folds)
+    people = [face.group for face in source.faces]
     if options.same_photograph:
         if len(source.faces) < options.folds:
             raise ValueError(
                 f"verification needs {options.folds} faces, one for each fold; there are {len(source.faces)}"
             )
-        return same_photograph_pairs(len(source.faces), options.folds, seed)
-    people = [face.group for face in source.faces]
+        return same_photograph_pairs(people, options.folds, seed)
     return verification_pairs(people, options.probes_per_person, options.galleries_per_probe, options.folds, seed)
 
 

@@ -14,17 +14,18 @@ import cv2
 import numpy as np
 
 from evaluation import rivals
-from evaluation.faces import EvaluationFace, as_rgb, bicubic, to_grey, to_uint8
+from evaluation.faces import EvaluationFace, as_rgb, bicubic, to_grey
 from evaluation.restoring import AnyPrecision, Device
-from evaluation.suite.cache import Arrays, fingerprint
+from evaluation.suite.cache import Arrays, card_key, fingerprint
 from landmarks.alignment import CANONICAL_SIZE
 from pipeline import __version__
 from pipeline.chain import pick_device, pick_precision
 from pipeline.config import load_chain, weight_hashes
+from pipeline.images import to_uint8
 from pipeline.restorer import Restorer, Result
 from stages import foreign_upscalers
 from stages.degradation import DegradationConfig, degrade_face
-from stages.weights import card_names, read_card
+from stages.weights import card_names
 
 ORIGINAL, NEAREST, BICUBIC = "original", "nearest", "bicubic"
 RESTORED = "restored at "  # then the fidelity
@@ -171,8 +172,9 @@ def chain_row(
     def make(lq: np.ndarray) -> Made:
         return from_results(restorer().restore(list(lq)), lq)
 
-    key = fingerprint("chain 2", __version__, config.digest(), weight_hashes(config), place.type, exact)
     cards = config.weight_names()
+    built = [card_key(card) for card in cards]
+    key = fingerprint("chain 3", __version__, config.digest(), weight_hashes(config), built, place.type, exact)
     return Row(name, make, key, cards[0] if len(cards) == 1 else "")
 
 
@@ -248,7 +250,7 @@ def _content(name: str, folder: Path) -> str:
     """Hash of the file or the card that a word of a rival's entry names, "" where it names none."""
     if (folder / name).is_file():
         return fingerprint(np.fromfile(folder / name, np.uint8))
-    return read_card(name).sha256 if name in card_names() else ""
+    return card_key(name) if name in card_names() else ""
 
 
 def measured(row: Row, lq: np.ndarray, warm: set[str]) -> Made:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.card_metrics import cards_measured
 from evaluation.faces import EvaluationFace, read_validation_list
 from evaluation.naturalness import with_interval
 from evaluation.restoring import REPOSITORY, AnyPrecision, Device
@@ -34,7 +35,6 @@ from evaluation.suite.tables import to_markdown
 from pipeline.chain import pick_device
 from pipeline.config import ConfigError, load_chain
 from pipeline.run_record import hardware, versions
-from stages.weights import read_card
 
 POOL = "all sources"
 MOST_BARE = 300  # bare faces of each source that really covered ones are held against
@@ -257,7 +257,9 @@ class _Run:
         of_row = next((parts for row, parts in kept.columns.get("cover", {}).items() if row in (AT_1, DEFAULT)), [])
         fractions = _joined(of_row).get("occluded_fraction")
         if fractions is not None:
-            self.bare[name] = Bare(fractions[:MOST_BARE], [face.image for face in faces[:MOST_BARE]])
+            chosen = faces[:MOST_BARE]
+            people = np.array([face.group for face in chosen])
+            self.bare[name] = Bare(fractions[:MOST_BARE], [face.image for face in chosen], people)
 
     def measure_covered(self) -> None:
         """Really covered faces, by the most faithful and by the default fidelity."""
@@ -341,14 +343,14 @@ def evaluate(
     return Outcome(found, run.not_measured, folder, run.failed, run.cache)
 
 
-def _weights(run: _Run) -> dict[str, str]:
-    """SHA-256 of every card that had a part."""
+def _cards(run: _Run) -> list[str]:
+    """Every card that had a part."""
     options = run.config.options
     chains = [run.config.path(chain) for chain in (options.chain, *options.chains.values())]
     names = [name for chain in chains for name in load_chain(chain).weight_names()]
     names += [judge.weights for judge in run.judges] + [FAMILIES[name].weights for name in run.families]
     names += [row.weights for row in run.rows]
-    return {name: read_card(name).sha256 for name in dict.fromkeys(names) if name}
+    return [name for name in dict.fromkeys(names) if name]
 
 
 def _header(run: _Run, load: str, started: float, device: str, precision: str) -> dict[str, Any]:
@@ -359,7 +361,7 @@ def _header(run: _Run, load: str, started: float, device: str, precision: str) -
         "configuration": run.config.origin.name,
         "seed": run.config.options.seed,
         "faces": "; ".join(f"{name}: {text}" for name, text in run.sources.items()),
-        "weights": ", ".join(f"{name} {sha[:16]}" for name, sha in _weights(run).items()) or "none",
+        **cards_measured(_cards(run)),
         "judges": "; ".join(judge.title for judge in run.judges) or "none",
         "device": f"{device}, {precision}",
         "machine": f"{machine['processor']}, {machine['cores']} cores",

@@ -19,8 +19,8 @@ from evaluation.faces import (
 from evaluation.recognition import Pairs, verification_pairs
 from evaluation.suite.config import EvaluationConfig, EvaluationError, RecognitionOptions, Source
 from landmarks.backends import BackendUnavailable, create
+from pipeline.images import READ_ENDINGS
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _SHOWN = 5  # missing files that an error names
 
 
@@ -150,7 +150,7 @@ def _from_folder(source: Source, folder: Path, limit: int | None) -> Loaded:
     files = [
         (path, path.relative_to(folder).as_posix(), path.relative_to(folder).parts[0])
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES and path.is_file() and path.parent != folder
+        if path.suffix.lower() in READ_ENDINGS and path.is_file() and path.parent != folder
     ]
     if not files:
         raise EvaluationError(
@@ -203,9 +203,8 @@ def _from_pairs(source: Source, path: Path, folder: Path, limit: int | None) -> 
             taken[kind] += 1
             kept += [trial] if 2 * taken[kind] * len({t[1] for t in trials}) <= limit else []
         trials = kept
-    endings = {
-        p.with_suffix("").relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES
-    }
+    pictures = (p for p in folder.rglob("*") if p.suffix.lower() in READ_ENDINGS)
+    endings = {p.with_suffix("").relative_to(folder).as_posix(): p for p in pictures}
     names = {picture: f"{picture[0]}/{picture[0]}_{picture[1]:04d}" for t in trials for picture in t[2:]}
     missing = [f"line {t[0]}: {names[p]}" for t in trials for p in t[2:] if names[p] not in endings]
     if missing:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.card_metrics import main
+from evaluation.card_metrics import cards_measured, main
 from stages import weights
 
 FINDING = {
@@ -30,13 +30,13 @@ def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv(weights.WEIGHTS_ENV, str(tmp_path))
     fields = {k: {} for k in ("arguments", "input", "data", "recipe")}
     card = {"architecture": "x", "metrics": [], "licence": "none", "limits": "all", **fields}
-    weights.save_weights("tiny", nn.Linear(2, 2), card, torch.float32)
-    sha = weights.read_card("tiny").sha256
+    for name in ("tiny", "other"):
+        weights.save_weights(name, nn.Linear(2, 2), card, torch.float32)
     findings = [FINDING | {"bar": 2.6}, FINDING | {"bar": None}, FINDING | {"bar": 2.6, "weights": ""}]
     findings.append(FINDING | {"bar": None, "weights": "", "row": "bicubic", "value": 0.5})
     path = tmp_path / "out" / "tables.json"
     path.parent.mkdir()
-    path.write_text(json.dumps({"header": {"weights": f"tiny {sha[:16]}"}, "findings": findings}))
+    path.write_text(json.dumps({"header": cards_measured(["other", "tiny"]), "findings": findings}))
     return path
 
 
@@ -63,6 +63,23 @@ def test_figures_of_other_weights_are_refused(tables: Path) -> None:
     content = json.loads(tables.read_text())
     content["header"]["weights"] = "tiny 0123456789abcdef"
     tables.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match="measure again"):
+    with pytest.raises(ValueError, match=r"weights measured are 'tiny 0123456789abcdef', .* measure again"):
         main([str(tables), "tiny"])
     assert weights.read_card("tiny").metrics == []
+
+
+def test_figures_of_a_network_built_otherwise_are_refused(tables: Path, tmp_path: Path) -> None:
+    card = json.loads((tmp_path / "tiny.json").read_text())
+    for changed in ({"arguments": {"heads": 2}}, {"architecture": "y"}):
+        (tmp_path / "tiny.json").write_text(json.dumps(card | changed))
+        with pytest.raises(ValueError, match=r"tiny: the arguments measured are .* measure again"):
+            main([str(tables), "tiny"])
+        assert weights.read_card("tiny").metrics == []
+
+
+def test_tables_that_do_not_say_the_arguments_are_refused(tables: Path) -> None:
+    content = json.loads(tables.read_text())
+    del content["header"]["arguments"]
+    tables.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="tiny: the tables, of an older version, .* measure again"):
+        main([str(tables), "tiny"])

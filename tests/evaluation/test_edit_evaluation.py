@@ -90,10 +90,13 @@ def test_a_flip_is_a_crossing_and_age_moves_ten_years() -> None:
     assert years.tolist() == [True, False, True]
 
 
-def test_only_sure_answers_count_as_changed() -> None:
+def test_changed_answers_are_counted_among_the_sure_ones_alone() -> None:
     before = {"smiling": np.array([0.9, 0.9]), "hat": np.array([0.9, 0.55]), "eyeglasses": np.array([0.1, 0.1])}
     after = {"smiling": np.array([0.1, 0.1]), "hat": np.array([0.2, 0.2]), "eyeglasses": np.array([0.1, 0.1])}
-    assert others_changed("smiling", before, after).tolist() == [0.5, 0.0]
+    found = others_changed("smiling", before, after)  # one of three sure answers; the hat at .55 is none
+    assert (found.value, found.n) == (pytest.approx(1 / 3), 3)
+    assert (found.low, found.high) == (0, 0.5)  # faces are drawn: the first has one of two changed, the second none
+    assert others_changed("smiling", {"smiling": before["smiling"]}, after).n == 0
 
 
 def test_a_seam_shows_and_smoothness_does_not() -> None:

@@ -77,6 +77,39 @@ def test_chance_depends_on_the_id_alone(tmp_path: Path) -> None:
     assert a.rng.random() == a.rng.random() != b.rng.random()
 
 
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+def test_pictures_are_read_as_the_pipeline_reads_them() -> None:
+    deep = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    grey = faces.decode(encoded(Image.fromarray(deep)))
+    np.testing.assert_array_equal(grey, np.repeat(np.rint(deep / 257)[..., None], 3, axis=2))
+    clear = np.zeros((8, 8, 4), np.uint8)
+    assert (faces.decode(encoded(Image.fromarray(clear))) == 128).all()  # laid over mid-grey
+    with pytest.raises(ValueError, match="unreadable picture: not a readable picture"):
+        faces.decode(encoded(Image.fromarray(clear[..., :3]), "GIF"))
+
+
+def test_a_near_grey_picture_stays_as_it_was_recorded() -> None:
+    toned = np.stack([np.arange(64, dtype=np.uint8).reshape(8, 8) + c for c in (4, 2, 0)], -1)
+    np.testing.assert_array_equal(faces.decode(encoded(Image.fromarray(toned))), toned)
+
+
+def test_large_faces_are_held_out_ones_whose_picture_resolves_the_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = parquet(tmp_path, ["a0", "b0", "a1", "a2"])  # eyes 30 px apart: 42 px at 128, 20 px at 60
+    monkeypatch.setattr(faces, "read_validation_list", lambda: frozenset(["a0", "a1", "a2"]))
+    assert [len(faces.large_faces(path, 60, limit)) for limit in (2, 9)] == [2, 3]
+    assert faces.large_faces(path, 128, 9) == []
+    (enlarged,) = faces.large_faces(path, 128, 1, enlarged=True)
+    (same,) = (face for face in faces.load_faces(path, frozenset("a")) if face.id == "a0")
+    np.testing.assert_array_equal(enlarged, same.image)
+
+
 def test_thumbnails_average_whole_cells_and_bicubic_brings_them_back() -> None:
     picture = np.random.default_rng(1).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     small = faces.thumbnail(picture)

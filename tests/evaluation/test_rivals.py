@@ -19,7 +19,6 @@ from evaluation.rivals import (
     TwoSteps,
     create,
     opencv_fill,
-    seconds_per_face,
     to_size,
 )
 from landmarks.alignment import canonical_points
@@ -130,7 +129,7 @@ def test_two_steps_take_a_block_off_a_flat_picture(cards: Path, order: str, meth
     picture, mask = covered()
     rival = create({order: "nearest", "inpaint": method, "mask": None})
     found = rival.restore(picture, mask)
-    assert rival.needs_mask and found.shape == (1, 128, 128, 3)
+    assert found.shape == (1, 128, 128, 3)
     np.testing.assert_allclose(found, 0.6, atol=0.02)
     assert abs(create("nearest").restore(picture) - 0.6).max() > 0.5  # one step alone leaves the block
 
@@ -296,14 +295,6 @@ def test_in_and_out_of_the_ffhq_frame_gives_the_picture_back(lq: np.ndarray) -> 
 
 
 # ---- cost
-
-
-def test_seconds_per_face_divides_by_the_faces(lq: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([10.0, 16.0])
-    monkeypatch.setattr(rivals.time, "perf_counter", lambda: next(clock))
-    assert seconds_per_face(Interpolated("nearest"), lq) == 2.0
-    with pytest.raises(ValueError, match="no thumbnails"):
-        seconds_per_face(Interpolated("nearest"), lq[:0])
 
 
 def test_the_cost_of_an_untrained_network_is_a_time_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,24 @@ def test_quantile_and_groups() -> None:
     assert made.value == pytest.approx(3) and made.low < 3 < made.high and made.n == 202
 
 
+def test_quantiles_and_groups_draw_the_rows_of_one_person_together() -> None:
+    person = np.repeat(np.arange(20), 10)
+    values = np.random.default_rng(2).normal(0, 1, 20)[person]
+
+    def gap(a: np.ndarray, b: np.ndarray) -> float:
+        return float(a.mean() - b.mean())
+
+    pairs = [
+        (quantile(values, 0.5), quantile(values, 0.5, person)),
+        (bootstrap_groups(gap, values, values), bootstrap_groups(gap, values, values, clusters=[person, person])),
+    ]
+    for alone, together in pairs:
+        assert (together.value, together.n) == (alone.value, alone.n)
+        assert together.high - together.low > 1.5 * (alone.high - alone.low)
+    everyone = np.random.default_rng(3).permutation(200)
+    assert quantile(values, 0.5, everyone) == quantile(values, 0.5), "nobody twice"
+
+
 def test_nothing_measured_is_not_a_number() -> None:
     for made in (bootstrap(np.array([])), quantile(np.array([]), 0.5), bootstrap_groups(lambda a: 0.0, np.array([]))):
         assert math.isnan(made.value) and made.n == 0

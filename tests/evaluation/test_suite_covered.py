@@ -2,14 +2,17 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.suite import run
+from evaluation.faces import EvaluationFace
+from evaluation.suite import covered, run
 from evaluation.suite.config import load_evaluation
+from evaluation.suite.rows import Made
 from stages.degradation.occluders import MEAN_SHAPE
 
 pa = pytest.importorskip("pyarrow")
@@ -73,6 +76,25 @@ def test_really_covered_faces_are_measured_in_the_same_run(tmp_path: Path, tiny_
     made = len(list((tmp_path / "out" / "_cache" / "restored").glob("*.npz")))
     again = run.evaluate(load_evaluation(tmp_path / "e.yaml"), tmp_path / "out", device="cpu", precision="fp32")
     assert again.cache.misses == 0 and len(list((tmp_path / "out" / "_cache" / "restored").glob("*.npz"))) == made
+
+
+def test_pictures_of_one_person_are_drawn_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    level = np.random.default_rng(1).uniform(0, 0.6, 16)[np.arange(64) // 4]  # of 16 people, four pictures each
+    blank = np.zeros((128, 128, 3), np.uint8)
+
+    def restore(lq: np.ndarray) -> Made:
+        return replace(Made.plain(np.stack([blank] * len(lq))), occluded_fraction=level + 0.1)
+
+    monkeypatch.setattr(covered, "cover_classifier", lambda *given: None)
+    monkeypatch.setattr(covered, "called_covered", lambda network, images, size: (level > 0.3).astype(float))
+    widths = []
+    for people in (np.arange(64).astype(str), (np.arange(64) // 4).astype(str)):
+        faces = [EvaluationFace(f"f{i}", who, "s", blank, None, {}) for i, who in enumerate(people)]
+        real = covered.RealFaces({"masked": faces}, {}, [], [])
+        bare = {"bare": covered.Bare(level, [blank] * 64, people)}
+        found, _ = covered.real_findings(real, bare, {"restored at 1": restore}, tmp_path, 1, 0)
+        widths.append({(f.subset, f.metric, f.row): f.estimate.high - f.estimate.low for f in found})
+    assert len(widths[0]) == 15 and all(widths[1][key] > 1.3 * width for key, width in widths[0].items())
 
 
 def test_a_missing_set_is_said(tmp_path: Path, tiny_chain: Path) -> None:

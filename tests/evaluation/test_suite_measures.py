@@ -245,6 +245,25 @@ def test_parity_gives_every_group_the_largest_gap_and_the_lowest_share() -> None
     assert whole["V gain"].estimate.n == 62 and whole["V"].estimate.value == pytest.approx(gain.mean())
 
 
+def test_pictures_of_one_person_are_drawn_together_in_quantiles_numbers_of_faces_and_gaps() -> None:
+    person = np.repeat(np.arange(24), 8)
+    values = np.random.default_rng(7).normal(0, 1, 24)[person]
+    quantities = [
+        Quantity("V", ("v",), "d", gain=True), Quantity("median", ("v",), "d", quantile=0.5),
+        Quantity("whole", ("v",), "d", of_faces=lambda table: float(table.mean())),
+    ]  # fmt: skip
+    rows = {"bicubic": {"v": np.zeros(192)}, "restored": {"v": values + 3}}
+    members = {"kind": np.array(["one", "two"])[person % 2]}
+    widths = []
+    for clusters in (np.arange(192), person):
+        given = Measured("S", "s", "clean", quantities, rows, clusters, dict.fromkeys(rows, ""))
+        found = [f for f in numbers(given) + parity(given, members) if f.row == "restored"]
+        widths.append({(f.metric, f.group): f.estimate.high - f.estimate.low for f in found})
+    gaps = {("median", "kind: largest gap"), ("V gain", "kind: lowest over mean")}
+    assert {("median", ""), ("whole", ""), *gaps} <= set(widths[0])
+    assert all(widths[1][key] > 1.3 * width for key, width in widths[0].items())
+
+
 def test_a_sheet_of_several_faces_belongs_to_no_group() -> None:
     members = groups(faces(62, LABELS), ParityOptions())
     (niqe,) = FAMILIES["naturalness"].quantities

@@ -187,9 +187,17 @@ def test_folds_that_leave_one_kind_of_trial_are_an_error_that_says_so() -> None:
 
 
 def test_same_photograph_trials_never_call_another_one_the_same() -> None:
-    pairs = same_photograph_pairs(20, 5, 0)
+    pairs = same_photograph_pairs([f"p{i}" for i in range(20)], 5, 0)
     assert ((pairs.probe == pairs.gallery) == pairs.same).all() and pairs.same.sum() == 20
     assert set(pairs.fold) == set(range(5))
+
+
+def test_same_photograph_impostors_are_other_people_where_people_are_known() -> None:
+    people = np.array(["a"] * 12 + ["b", "c"])
+    pairs = same_photograph_pairs(people.tolist(), 2, 0)
+    assert (people[pairs.probe] != people[pairs.gallery])[~pairs.same].all() and (~pairs.same).sum() == 14
+    with pytest.raises(ValueError, match="two people or more"):
+        same_photograph_pairs(["a"] * 12, 2, 0)
 
 
 def test_the_numbers_equal_scikit_learn_and_lost_trials_count_as_wrong() -> None:

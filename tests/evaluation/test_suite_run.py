@@ -13,7 +13,6 @@ import yaml
 from PIL import Image
 
 from evaluation.card_metrics import main as card_metrics
-from evaluation.faces import to_uint8
 from evaluation.restoring import REPOSITORY
 from evaluation.suite import rows, run
 from evaluation.suite.cache import Cache, fingerprint
@@ -23,6 +22,7 @@ from evaluation.suite.rows import Made, Row, baselines, chain_row, degraded, riv
 from evaluation.suite.sources import load_source
 from pipeline.cli import main as command
 from pipeline.config import ConfigError
+from pipeline.images import to_uint8
 from stages.degradation.occluders import MEAN_SHAPE
 from stages.weights import read_card
 
@@ -268,10 +268,22 @@ def test_a_card_gets_its_numbers_from_the_suite_and_from_no_other_weights(evalua
     )
     assert entry["interval"][0] <= entry["value"] <= entry["interval"][1]
     record = json.loads(tables.read_text())
-    record["header"]["weights"] = "prouigan_128 0123456789abcdef"
-    tables.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="measure again"):
-        card_metrics([str(tables), "prouigan_128"])
+    header = dict(record["header"])
+    for key in ("weights", "arguments"):
+        record["header"] = header | {key: "prouigan_128 0123456789abcdef"}
+        tables.write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=f"the {key} measured .* measure again"):
+            card_metrics([str(tables), "prouigan_128"])
+
+
+def test_what_a_card_is_built_with_is_part_of_a_rows_key(tiny_chain: Path) -> None:
+    path = tiny_chain.parent / "prouigan_128.json"
+    before = chain_row("x", tiny_chain, None, "cpu", "fp32").fingerprint
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"metrics": [{"value": 1}]}))
+    assert chain_row("x", tiny_chain, None, "cpu", "fp32").fingerprint == before
+    path.write_text(json.dumps(card | {"arguments": card["arguments"] | {"heads": 4}}))
+    assert chain_row("x", tiny_chain, None, "cpu", "fp32").fingerprint != before
 
 
 def test_one_picture_a_person_is_verified_by_group_and_times_keep_the_load_they_were_made_under(

@@ -73,6 +73,7 @@ def test_a_folder_per_person_gives_people_and_counts_what_cannot_be_read(tmp_pat
     folder = tree(tmp_path / "faces", {"ann": 2, "bob": 1})
     (folder / "bob" / "bob_0002.jpg").write_bytes(b"no picture")
     (folder / "notes.txt").write_text("not a picture")
+    (folder / "ann" / "ann_0002.png").rename(folder / "ann" / "ann_0002.JFIF")  # an ending that the pipeline takes
     made = load(tmp_path, "{name: f, folder: faces, framing: canonical}")
     assert made is not None and [f.group for f in made.faces] == ["ann", "ann", "bob"] and made.identified
     assert made.counts == {"unreadable picture": 1}

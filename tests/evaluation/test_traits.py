@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -97,6 +98,23 @@ def test_findings_say_how_many_faces_they_are_of() -> None:
     assert all(f.weights == "told" for f in found.values())
 
 
+def test_faces_of_one_person_are_drawn_together() -> None:
+    of_person = np.random.default_rng(1).uniform(0, 1, 20)
+    told = SimpleNamespace(
+        card="told", traits=("hat", "age"), flags=("hat",), numbers=("age",), classes={},
+        read=lambda images: {"hat": of_person.repeat(5), "age": 80 * of_person.repeat(5)},
+    )  # fmt: skip
+    labels = [{"hat": float(i // 5 % 2), "age": 40.0} for i in range(100)]
+    people = np.arange(20).repeat(5).astype(str).tolist()
+    alone, together = (
+        {f.metric: f.estimate for f in classifier_findings(told, np.zeros((100, 1)), labels, "s", who)}  # type: ignore[arg-type]
+        for who in (None, people)
+    )
+    for metric in ("hat, AUC", "hat, accuracy", "age, error"):
+        assert together[metric].value == alone[metric].value
+        assert together[metric].high - together[metric].low > 1.3 * (alone[metric].high - alone[metric].low)
+
+
 def test_a_classifier_is_measured_with_the_auc_of_scikit_learn(reader: TraitReader) -> None:
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
@@ -138,7 +156,8 @@ def test_the_command_writes_the_figures_into_the_card(
     reader: TraitReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (8, 128, 128, 3)).astype(np.uint8)
-    sets = {"noise": (images, [{"hat": float(i % 2), "age": 20.0 + i} for i in range(8)])}
+    labels, people = [{"hat": float(i % 2), "age": 20.0 + i} for i in range(8)], [f"p{i}" for i in range(8)]
+    sets = {"noise": (images, labels, people)}
     monkeypatch.setattr(traits, "held_out", lambda data, more, limit: sets)
     traits.main(["traits", "--data", str(tmp_path)])
     assert "hat, AUC" in capsys.readouterr().out
