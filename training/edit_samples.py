@@ -274,13 +274,9 @@ class LaidOn:
     colour: np.ndarray | None = None
     glasses: Glasses | None = None
 
-    def on_face(self, face: np.ndarray, points: np.ndarray) -> np.ndarray:
-        """The edited face (128, 128, 3) uint8; `points` (68, 2) are its landmarks."""
-        return self.on_part(face, np.array([[1.0, 0, 0], [0, 1.0, 0]]), points)
-
     def on_part(self, part: np.ndarray, place: np.ndarray, points: np.ndarray) -> np.ndarray:
         """The edited `part` (h, w, 3) uint8 of a face at full size; `place` (2, 3) maps its pixels to the frame, by a
-        scale and a shift; `points` in the frame."""
+        scale and a shift; `points` (68, 2), the face's landmarks, in the frame."""
         if self.glasses is not None:
             return draw_glasses(part, (points - place[:, 2]) / place[0, 0], self.glasses)
         size, inverse = part.shape[1::-1], cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR

@@ -9,8 +9,9 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -22,6 +23,7 @@ from training.config import TrainingError
 from training.sources import check_sources, content_id, held_out, pictures_of, record_sources
 
 PACK_SIZE, MARGIN = 168, 20  # px; 20 covers 3 px of shift, 8 % of scale and 8 degrees of roll at the corners
+CHUNK = 512  # pictures in memory while a pack is built
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,12 @@ def folder_rows(folder: Path) -> Iterator[dict]:
         }
 
 
+def _write_header(file: BinaryIO, count: int) -> None:
+    """The first 128 bytes of an `images.npy` of `count` pictures; numpy pads them, so that any count fits."""
+    shape = (count, PACK_SIZE, PACK_SIZE, 3)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
 def build_pack(sources: Sequence[Path], folder: Path, workers: int = 2, more: bool = False) -> Pack:
     """Cut every face of `sources` (Parquet files or folders) into `folder`; reuse the pack if it is already there.
 
@@ -155,31 +163,32 @@ def build_pack(sources: Sequence[Path], folder: Path, workers: int = 2, more: bo
         check_sources(folder, pack.sets, dict.fromkeys(sources), more)
         return pack
     folder.mkdir(parents=True, exist_ok=True)
-    cut: list[np.ndarray] = []
     columns: dict[str, list] = {k: [] for k in ("landmarks", "corners", "descriptor", "ids", "groups", "sets")}
     cv2.setNumThreads(1)
-    with ProcessPoolExecutor(workers) as pool:
+    with (folder / "images.part").open("wb") as file, ProcessPoolExecutor(workers) as pool:
+        _write_header(file, 0)  # as long as the last one
         for source in sources:
             if not source.exists():
                 raise FileNotFoundError(f"training data: {source} does not exist")
-            rows, before = list(folder_rows(source) if source.is_dir() else parquet_rows(source)), len(cut)
-            for row, made in zip(rows, pool.map(_cut, rows, chunksize=64), strict=True):
-                if made is None:
-                    continue
-                cut.append(made[0])
-                columns["landmarks"].append(made[1])
-                columns["corners"].append(made[2])
-                known = row["descriptor"] is not None
-                columns["descriptor"].append(row["descriptor"] if known else np.full(128, np.nan))
-                columns["ids"].append(str(row["id"]))
-                columns["groups"].append(str(row["identity"] or row["id"]))
-                columns["sets"].append(row["set"])
-            if len(cut) == before:
+            rows, before = folder_rows(source) if source.is_dir() else parquet_rows(source), len(columns["ids"])
+            while chunk := list(islice(rows, CHUNK)):
+                for row, made in zip(chunk, pool.map(_cut, chunk, chunksize=64), strict=True):
+                    if made is None:
+                        continue
+                    file.write(made[0].tobytes())
+                    columns["landmarks"].append(made[1].astype(np.float32))
+                    columns["corners"].append(made[2].astype(np.float32))
+                    known = row["descriptor"] is not None
+                    descriptor = row["descriptor"] if known else np.full(128, np.nan)
+                    columns["descriptor"].append(np.asarray(descriptor, np.float32))
+                    columns["ids"].append(str(row["id"]))
+                    columns["groups"].append(str(row["identity"] or row["id"]))
+                    columns["sets"].append(row["set"])
+            if len(columns["ids"]) == before:
                 raise TrainingError(f"training data: {source} holds no picture that can be read")
-    images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, (len(cut), PACK_SIZE, PACK_SIZE, 3))
-    for i, picture in enumerate(cut):
-        images[i] = picture
-    images.flush()
+        file.seek(0)
+        _write_header(file, len(columns["ids"]))
+    (folder / "images.part").replace(folder / "images.npy")
     floats = {k: np.asarray(columns.pop(k), np.float32) for k in ("landmarks", "corners", "descriptor")}
     strings = {k: np.asarray(v, dtype=str) for k, v in columns.items()}
     validation = held_out(strings["groups"], strings["sets"])

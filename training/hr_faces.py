@@ -31,7 +31,7 @@ from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
 from stages.weights import load_network
 from training.attribute_labels import labels_of_row
 from training.config import TrainingError, resolve_paths
-from training.sources import VALIDATION_LIST, check_sources, record_sources
+from training.sources import check_sources, held_out, record_sources
 
 SIDE_STEP = 48  # px; sides divide by 4 and by 6 into sides that the upscaler takes
 MAX_VALIDATION = 32  # faces kept of each set for measuring: a pack is for training
@@ -45,7 +45,7 @@ class PackedSet(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Path  # Parquet with id, image, landmarks
+    data: Path  # Parquet with id, image, landmarks; identity where known
     side: int = Field(ge=SIDE_STEP)  # px, largest side of the canonical frame
     count: int = Field(default=100_000, gt=0)  # training faces at most, drawn evenly over the file
 
@@ -119,16 +119,20 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from batch.to_pylist()
 
 
-def _chosen(path: Path, listed: frozenset[str], count: int) -> frozenset[str]:
-    """Ids of the faces to pack: `count` training faces, evenly over the file, and some for validation."""
+def _chosen(path: Path, count: int) -> dict[str, bool]:
+    """Ids of the faces to pack, True for those held out: `count` training faces, evenly over the file, and some for
+    validation."""
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, columns=["id", "landmarks"]).to_pylist()
-    ids = [str(r["id"]) for r in table if r["landmarks"] is not None]
-    training = [i for i in ids if i not in listed]
+    wanted = [c for c in ("id", "landmarks", "identity") if c in pq.read_schema(path).names]
+    rows = [r for r in pq.read_table(path, columns=wanted).to_pylist() if r["landmarks"] is not None]
+    ids = np.array([str(r["id"]) for r in rows], dtype=str)
+    groups = np.array([str(r.get("identity") or r["id"]) for r in rows], dtype=str)
+    held = held_out(groups, np.full(len(rows), path.stem))
+    training = ids[~held].tolist()
     step = max(1.0, len(training) / count)
     picked = [training[int(k * step)] for k in range(min(count, len(training)))]
-    return frozenset(picked + [i for i in ids if i in listed][:MAX_VALIDATION])
+    return dict.fromkeys(picked, False) | dict.fromkeys(ids[held][:MAX_VALIDATION].tolist(), True)
 
 
 def _encode(row: dict[str, Any], largest: int, margin: float, quality: int) -> tuple[bytes, int, np.ndarray] | None:
@@ -179,14 +183,14 @@ def build_hr_pack(config: PackConfig) -> Path:
             check_sources(folder, there["sets"], sources)
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    listed = frozenset(VALIDATION_LIST.read_text().split())
-    columns: dict[str, list[Any]] = {k: [] for k in ("length", "sides", "landmarks", "labels", "ids", "sets")}
+    kept = ("length", "sides", "landmarks", "labels", "ids", "sets", "validation")
+    columns: dict[str, list[Any]] = {k: [] for k in kept}
     restored: list[np.ndarray] = []
     with (folder / "faces.part").open("wb") as file:
         for source in config.sets:
             if not source.data.exists():
                 raise FileNotFoundError(f"training data: {source.data} does not exist")
-            chosen, before = _chosen(source.data, listed, source.count), len(columns["ids"])
+            chosen, before = _chosen(source.data, source.count), len(columns["ids"])
             for row in _rows(source.data):
                 if str(row["id"]) not in chosen or row["landmarks"] is None:
                     continue
@@ -200,6 +204,7 @@ def build_hr_pack(config: PackConfig) -> Path:
                 columns["labels"].append(labels_of_row(row, source.data.stem))
                 columns["ids"].append(str(row["id"]))
                 columns["sets"].append(source.data.stem)
+                columns["validation"].append(chosen[str(row["id"])])
             if len(columns["ids"]) == before:
                 raise TrainingError(f"training data: {source.data} holds no face with landmarks of {SIDE_STEP} px")
     ids = np.asarray(columns["ids"], dtype=str)
@@ -211,7 +216,7 @@ def build_hr_pack(config: PackConfig) -> Path:
         "attributes": np.asarray(ATTRIBUTES, dtype=str),
         "ids": ids,
         "sets": np.asarray(columns["sets"], dtype=str),
-        "validation": np.array([i in listed for i in ids], dtype=bool),
+        "validation": np.asarray(columns["validation"], bool),
         "margin": np.float64(config.margin),
         "restored_of": np.full(len(ids), -1, np.int64),
     }

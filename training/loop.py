@@ -1,7 +1,8 @@
 """The training loop every network shares: exact resume, EMA, checkpoints, sample grids, TensorBoard.
 
 A task says what to train; the loop says when. Sample number i of a run is always the same sample (its random numbers
-come from the run's seed and i), so a run that was stopped and resumed sees what an unbroken run would have seen.
+come from the run's seed and i), and what torch draws at a step (dropout) comes from the seed, the step and the process;
+so a run that was stopped and resumed does what an unbroken run would have done.
 """
 
 import copy
@@ -136,6 +137,11 @@ def rng_of(seed: int, index: int) -> np.random.Generator:
     return np.random.default_rng([seed, index])
 
 
+def seed_step(seed: int, step: int) -> None:
+    """Set the random numbers that torch draws at `step` of a run, on every device; each process has its own."""
+    torch.manual_seed(int(np.random.default_rng([seed, step, parallel.rank()]).integers(2**63)))
+
+
 def lr_share(step: int, config: LoopConfig, seconds: float = 0.0) -> float:
     """Share of the full learning rate at `step`, after `seconds` of training."""
     if step < config.warmup:
@@ -189,7 +195,6 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
     device, first = config.resolved_device(), parallel.rank() == 0
     checkpoint = _checkpoint(config, resume)
     config.run.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(config.seed)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     network = task.network.to(device).to(memory_format=layout)
     optimiser = build_optimiser(network, config.optimiser, config.lr, config.weight_decay)
@@ -207,7 +212,6 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
             others.load_state_dict(state["others"])
             other_optimiser.load_state_dict(state["other_optimiser"])
         ema, step, seconds = state["ema"], state["step"], state.get("seconds", 0.0)
-        torch.set_rng_state(state["rng"].cpu())
     if first:
         sets, counts = np.unique(task.trained_sets(), return_counts=True)
         record = record | {"counts": dict(zip(sets.tolist(), counts.tolist(), strict=True))}
@@ -226,7 +230,6 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
             "ema": ema,
             "step": step,
             "seconds": seconds,
-            "rng": torch.get_rng_state(),
         }
         if other_optimiser is not None:
             state |= {"others": others.state_dict(), "other_optimiser": other_optimiser.state_dict()}
@@ -267,6 +270,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         last_step = now
         last = step + 1 == config.steps or (config.minutes is not None and seconds >= 60 * config.minutes)
         batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
+        seed_step(config.seed, step)
         share = lr_share(step, config, seconds)
         for group in optimiser.param_groups:
             group["lr"] = group["base_lr"] * share

@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from stages.networks import NETWORKS
-from stages.weights import save_weights
+from stages.weights import read_card, save_weights
 
 LICENCE = "Research and non-commercial use only: inherits the terms of the training data (see LICENCES.md)."
 SETS = {
@@ -69,11 +69,53 @@ LIMITS = {
 
 OWN_PATHS = ("data", "covered_data", "pack", "covered_pack", "faces", "start_run")  # of this machine: not for a card
 SPLIT = "training/validation_ids.txt held out by id, lfw by identity"
+HASHED = "; of the user's own sets one person in 20, by hash"
+
+
+def record_of(run: Path) -> dict[str, Any]:
+    """The resolved configuration that a run keeps."""
+    record: dict[str, Any] = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    return record
+
+
+def trained_on(record: dict[str, Any]) -> dict[str, Any]:
+    """`data` of a card: sets, split and counts of a run and of the run or card that it started from.
+
+    Of a set that several legs saw, the largest count stands.
+
+    Raises:
+        FileNotFoundError, WeightsError: what the run started from is not there, and with it the terms of its data.
+    """
+    sources = record.get("data") or []
+    sources = sources if isinstance(sources, list) else [sources]
+    sources = [*sources, *(s["data"] for s in record.get("faces", {}).get("sets", []))]
+    names = [Path(p).stem for p in [*sources, *record.get("covered_data", [])]]
+    data: dict[str, Any] = {"sets": {n: SETS.get(n, "user's own") for n in names}, "split": SPLIT}
+    if "counts" in record:  # runs of long ago kept none
+        data["counts"] = record["counts"]
+        if not SETS.keys() >= set(names):
+            data["split"] += HASHED
+    if record.get("start_run"):
+        data = _joined(trained_on(record_of(Path(record["start_run"]))), data)
+    if record.get("start"):
+        data = _joined(read_card(record["start"]).data, data)
+    return data
+
+
+def _joined(before: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    """The data of two legs as one."""
+    counts, more = before.get("counts", {}), data.get("counts", {})
+    most = {n: max(counts.get(n, 0), more.get(n, 0)) for n in sorted({*counts, *more})}
+    hashed = any(d.get("split", "").endswith(HASHED) for d in (before, data))
+    return {
+        "sets": before.get("sets", {}) | data["sets"],
+        "split": SPLIT + (HASHED if hashed else ""),
+    } | ({"counts": most} if most else {})
 
 
 def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: list[str] | None = None) -> Path:
     """Write the EMA weights of `run` as `name`; `earlier` lists the recipe's previous legs in plain words."""
-    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config = record_of(run)
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)  # noqa: TID251 tensors only
     architecture = config.get("architecture", config["task"])
     build = NETWORKS[architecture]
@@ -90,21 +132,11 @@ def publish(run: Path, name: str, dtype: torch.dtype = torch.bfloat16, earlier: 
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    sources = config.get("data") or []
-    sources = sources if isinstance(sources, list) else [sources]
-    sources = [*sources, *(s["data"] for s in config.get("faces", {}).get("sets", []))]
-    names = [Path(p).stem for p in [*sources, *config.get("covered_data", [])]]
-    counts = {"counts": config["counts"]} if "counts" in config else {}  # runs of long ago kept none
-    hashed = counts and "faces" not in config and not SETS.keys() >= set(names)
     card = {
         "architecture": architecture,
         "arguments": arguments,
         "input": INPUTS[architecture],
-        "data": {
-            "sets": {n: SETS.get(n, "user's own") for n in names},
-            "split": SPLIT + ("; of the user's own sets one person in 20, by hash" if hashed else ""),
-        }
-        | counts,
+        "data": trained_on(config),
         "recipe": {
             "config": {k: v for k, v in config.items() if k not in (*OWN_PATHS, "counts")}
             | {"loop": {k: v for k, v in config["loop"].items() if k != "run"}},

@@ -1,6 +1,7 @@
 """Packing faces: canonical cut, splits, folders and Parquet files alike."""
 
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from landmarks.alignment import canonical_points
 from landmarks.scheme import five_points
-from training import sources
+from training import faces, sources
 from training.config import TrainingError
 from training.faces import MARGIN, PACK_SIZE, build_pack
 
@@ -56,6 +57,28 @@ def test_a_crop_without_landmarks_fills_the_frame(parquet: Path, tmp_path: Path)
     pack = build_pack([parquet], tmp_path / "pack", workers=1)
     assert np.isnan(pack.landmarks[1]).all()
     assert pack.corners[1][0] == pytest.approx([MARGIN - 0.5] * 2, abs=1e-3)
+
+
+def test_a_pack_is_written_while_its_faces_are_cut(
+    parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, written = list(faces.parquet_rows(parquet)) * 3, []
+    one = np.load(build_pack([parquet], tmp_path / "small", workers=1).images.filename)
+
+    def counted(path: Path) -> Iterator[dict]:
+        for row in rows:
+            written.append((tmp_path / "pack" / "images.part").stat().st_size // PACK_SIZE**2 // 3)
+            yield row
+
+    monkeypatch.setattr(faces, "CHUNK", 3)
+    monkeypatch.setattr(faces, "parquet_rows", counted)
+    pack = build_pack([parquet], tmp_path / "pack", workers=1)
+    assert written == [0, 0, 0, 2, 2, 2, 4, 4, 4]  # one in three is no picture
+    whole = io.BytesIO()
+    np.save(whole, np.concatenate([one] * 3))
+    assert (tmp_path / "pack" / "images.npy").read_bytes() == whole.getvalue()
+    assert list(pack.ids) == ["a", "c"] * 3 and pack.descriptor.dtype == np.float32
+    assert not (tmp_path / "pack" / "images.part").exists()
 
 
 def test_validation_faces_are_marked_by_the_list(

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("pyarrow")
-from stages.attributes import ATTRIBUTES
-from stages.trait_labels import labelled_by_eye
-from training import hr_faces
-from training.attribute_labels import FURTHER, label_of_answer, labels_of_row
-from training.config import TrainingError
-from training.hr_faces import PackConfig, build_hr_pack, open_hr_pack, side_for
+pa = pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq  # noqa: E402
+
+from stages.attributes import ATTRIBUTES  # noqa: E402
+from stages.trait_labels import labelled_by_eye  # noqa: E402
+from training import hr_faces  # noqa: E402
+from training.attribute_labels import FURTHER, label_of_answer, labels_of_row  # noqa: E402
+from training.config import TrainingError  # noqa: E402
+from training.hr_faces import PackConfig, build_hr_pack, open_hr_pack, side_for  # noqa: E402
+from training.sources import HELD_ONE_IN, content_id  # noqa: E402
+
+HELD = next(i for i in map(str, range(999)) if int(content_id(i.encode()), 16) % HELD_ONE_IN == 0)  # never trained on
 
 spec = importlib.util.spec_from_file_location("hr_data", Path(__file__).with_name("hr_data.py"))
 assert spec is not None and spec.loader is not None
@@ -63,6 +68,16 @@ def test_count_limits_the_training_faces(tmp_path: Path) -> None:
     hr_data.write_omi(tmp_path / "omi.parquet", 9)
     sets = [{"data": tmp_path / "omi.parquet", "side": 240, "count": 4}]
     assert len(open_hr_pack(build_hr_pack(config(tmp_path, sets=sets)))) == 4
+
+
+def test_of_a_user_s_own_set_one_person_in_twenty_is_held_out(tmp_path: Path) -> None:
+    hr_data.write_omi(tmp_path / "mine.parquet", 8, side=160, scale=1.0)
+    table = pq.read_table(tmp_path / "mine.parquet").drop_columns("attributes")
+    people = [person for person in (HELD, "a", "b", "c") for _ in range(2)]
+    pq.write_table(table.append_column("identity", pa.array(people)), tmp_path / "mine.parquet")
+    sets = [{"data": tmp_path / "mine.parquet", "side": 96, "count": 4}]
+    pack = open_hr_pack(build_hr_pack(config(tmp_path, sets=sets)))
+    assert list(pack.ids[pack.validation]) == ["omi0", "omi1"] and len(pack) == 2 + 4
 
 
 def test_a_missing_source_is_named(tmp_path: Path) -> None:

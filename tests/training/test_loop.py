@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.loop import LoopConfig, Task, fit, lr_share, rng_of
+from training.loop import LoopConfig, Task, fit, lr_share, rng_of, seed_step
 from training.optimiser import build_optimiser, orthogonalise
 
 
@@ -30,6 +30,14 @@ class LineTask(Task):
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         return (self.network(batch["x"]) - batch["y"]).square().mean(), {}
+
+
+class DroppingTask(LineTask):
+    """The same with dropout, so that what torch draws counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Dropout(0.2), self.network)
 
 
 def config(run: Path, steps: int, **changes: object) -> LoopConfig:
@@ -60,9 +68,9 @@ def test_training_lowers_the_loss(tmp_path: Path, optimiser: str) -> None:
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
 def test_a_stopped_and_resumed_run_equals_an_unbroken_one(tmp_path: Path, optimiser: str) -> None:
-    whole = fit(LineTask(), config(tmp_path / "whole", 40, optimiser=optimiser), {})
+    whole = fit(DroppingTask(), config(tmp_path / "whole", 40, optimiser=optimiser), {})
 
-    class Stopped(LineTask):
+    class Stopped(DroppingTask):
         def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
             if step == 20:
                 raise KeyboardInterrupt
@@ -70,11 +78,31 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(tmp_path: Path, optimi
 
     with pytest.raises(KeyboardInterrupt):
         fit(Stopped(), config(tmp_path / "cut", 40, optimiser=optimiser, checkpoint_minutes=1e-9), {})
-    second = LineTask()
+    second = DroppingTask()
     resumed = fit(second, config(tmp_path / "cut", 40, optimiser=optimiser), {}, resume=True)
     assert second.seen[0] == 20 * 4
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_what_torch_draws_depends_on_seed_step_and_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(seed: int, step: int, rank: str) -> float:
+        monkeypatch.setenv("RANK", rank)
+        seed_step(seed, step)
+        return float(torch.rand(()))
+
+    first = [drawn(seed, step, rank) for seed in (0, 1) for step in (0, 1) for rank in "01"]
+    assert len(set(first)) == 8
+    assert first == [drawn(seed, step, rank) for seed in (0, 1) for step in (0, 1) for rank in "01"]
+
+
+@pytest.mark.gpu
+def test_what_a_gpu_draws_depends_on_the_step_too() -> None:
+    drawn = []
+    for step in (0, 1, 0):
+        seed_step(0, step)
+        drawn.append(float(torch.rand((), device="cuda")))
+    assert drawn[0] == drawn[2] != drawn[1]
 
 
 def test_time_ends_a_run_and_its_schedule(tmp_path: Path) -> None:

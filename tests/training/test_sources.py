@@ -22,6 +22,7 @@ def test_the_list_says_who_is_held_out_of_the_sets_it_knows(tmp_path: Path, monk
     assert 0.03 < own.mean() < 0.07 and np.array_equal(own[::2], own[1::2])  # nobody is on both sides
     assert np.array_equal(held_out(groups[90:], sets[90:]), held[90:])
     assert not held_out(groups[[90 + int(own.argmax())]], np.array(["own"])).any()  # somebody must be left to train on
+    assert not held_out(groups[90:], np.full(2001, "omi_pairs")).any()  # all of it was trained on
 
 
 @pytest.fixture

@@ -292,7 +292,7 @@ def test_hair_takes_a_colour_only_where_it_is() -> None:
     hair[:40] = 1
     edit = laid_on("hair_blond", 2.0, face, MEAN, hair, {})
     assert edit is not None
-    made = edit.on_face(face, MEAN)
+    made = edit.on_part(face, np.eye(2, 3), MEAN)
     assert np.array_equal(made[45:], face[45:]) and made[:38].mean() > face[:38].mean() + 15
     assert laid_on("hair_blond", -2.0, face, MEAN, hair, {}) is None
     assert laid_on("hair_blond", 2.0, face, MEAN, hair * 0, {}) is None

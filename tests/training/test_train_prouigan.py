@@ -171,8 +171,8 @@ def test_wrong_options_are_named_with_file_path_and_nearest_key(
     config.write_text(yaml.safe_dump(options | {"hloe": 2, "network": {"width": [16]}}))
     assert main(["train", "-c", str(config), "--dry-run"]) == 2
     said = capsys.readouterr().err
-    assert "train.yaml: loop.stps = 10: unknown option of the training; did you mean \"steps\"?" in said
-    assert "train.yaml: hloe = 2: unknown option of the training; did you mean \"hole\"?" in said
+    assert 'train.yaml: loop.stps = 10: unknown option of the training; did you mean "steps"?' in said
+    assert 'train.yaml: hloe = 2: unknown option of the training; did you mean "hole"?' in said
     assert "network has no argument 'width'; did you mean \"widths\"?" in said
     config.write_text("task: prouigan\nloop: 3\n")
     assert main(["train", "-c", str(config), "--dry-run"]) == 2
