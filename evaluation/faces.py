@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from landmarks.alignment import CANONICAL_SIZE, apply, to_canonical, warp
 from landmarks.scheme import POINT_COUNT
-from pipeline.images import BROKEN, ImageError, Limits, as_unit, open_header, to_rgb, to_uint8
+from pipeline.images import ImageError, Limits, as_unit, open_header, pixels_of, to_uint8
 
 VALIDATION_LIST = Path(__file__).resolve().parent.parent / "training" / "validation_ids.txt"
 THUMBNAIL_SIZE = 16
@@ -61,10 +61,10 @@ def decode(data: bytes) -> np.ndarray:
         ValueError: damaged, or no picture that the pipeline takes.
     """
     try:
-        image = ImageOps.exif_transpose(open_header(data, "", Limits(min_side_px=1)))
-        return to_uint8(as_unit(to_rgb(image, {})))
-    except (ImageError, *BROKEN) as error:
+        pixels, _ = pixels_of(open_header(data, "", Limits(min_side_px=1)))
+    except ImageError as error:
         raise ValueError(f"unreadable picture: {error}") from error
+    return to_uint8(as_unit(pixels))
 
 
 def canonical_face(picture: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

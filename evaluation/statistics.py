@@ -96,12 +96,17 @@ def _rows_of(clusters: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
     return np.split(np.argsort(member, kind="stable"), np.cumsum(np.bincount(member))[:-1]) if len(member) else []
 
 
+def _drawn(rows: Sequence[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """The row numbers of as many labels as there are, drawn with replacement."""
+    return np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+
+
 def _drawer(count: int, clusters: Sequence[Any] | np.ndarray | None) -> Callable[[np.random.Generator], np.ndarray]:
     """What draws row numbers with replacement: of `count` rows one by one, or all rows of a label together."""
     rows = [] if clusters is None else _rows_of(clusters)
     if clusters is None or len(rows) == count:
         return lambda rng: rng.integers(0, count, count)
-    return lambda rng: np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+    return lambda rng: _drawn(rows, rng)
 
 
 def quantile(
@@ -166,7 +171,7 @@ def bootstrap_together(
     values = np.asarray(statistics(*columns), np.float64)
     rng, drawn = np.random.default_rng(seed), []
     for _ in range(resamples if len(rows) > 1 else 0):
-        picked = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+        picked = _drawn(rows, rng)
         drawn.append(statistics(*(column[picked] for column in columns)))
     table = np.asarray(drawn, np.float64).reshape(-1, len(values))
     return [Estimate(float(v), *_interval(table[:, i]), len(clusters)) for i, v in enumerate(values)]

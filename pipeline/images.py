@@ -265,10 +265,19 @@ def to_rgb(image: Image.Image, notes: dict[str, Any]) -> np.ndarray:
 
 
 def decode(image: Image.Image) -> Picture:
-    """Decode what `open_header` opened.
+    """Decode what `open_header` opened; a nearly grey picture is made grey.
 
     Raises:
         ImageError: truncated or damaged data, or a pixel type we do not take.
+    """
+    return settle_grey(*pixels_of(image))
+
+
+def pixels_of(image: Image.Image) -> tuple[np.ndarray, dict[str, Any]]:
+    """The pixels of what `open_header` opened, as `to_rgb` gives them, upright, and what there is to note.
+
+    Raises:
+        ImageError: as `decode`.
     """
     notes: dict[str, Any] = {}
     try:
@@ -285,10 +294,9 @@ def decode(image: Image.Image) -> Picture:
     except BROKEN:
         notes["exif_orientation"] = "unreadable, not applied"
     try:
-        pixels = to_rgb(image, notes)
+        return to_rgb(image, notes), notes
     except BROKEN as error:
         raise ImageError("corrupt", f"damaged: {error}") from error
-    return settle_grey(pixels, notes)
 
 
 def settle_grey(pixels: np.ndarray, notes: dict[str, Any]) -> Picture:

@@ -490,7 +490,7 @@ class Worker:
             result = failure(task.name, ImageError("failed", f"cannot be written: {reason}"), result.input_sha256)
             files, plain = {}, {}
         encoding = time.perf_counter() - started
-        hashes = {kind: sha256(data) for kind, data in files.items()} | dict(made)
+        hashes = (written if files else {}) | dict(made)
         self._remove_old(target, hashes, _hashes(_known(prior, task.target).get(target)), written)
         if origin is None and "image" not in hashes and self._spared(task):
             return Outcome(task.name, "skipped", None)
@@ -575,8 +575,8 @@ class Worker:
             "input_sha256": owner.digest,
             "status": status,
             "output": path if files else None,
-            "output_sha256": sha256(files["image"]) if files else None,
-            "files_sha256": {kind: sha256(data) for kind, data in files.items()},
+            "output_sha256": written["image"] if files else None,
+            "files_sha256": written if files else {},
             **plain,
             "landmarks_px": None,
             "landmark_confidence": None,

@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ValidationError
 
+from stages.weights import read_card
+
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 PATH_KEYS = {"start_run", "data", "covered_data", "run", "pack", "covered_pack", "restorer"}
 
@@ -59,10 +61,11 @@ def resolve_paths(node: Any, base: Path, key: str = "") -> Any:
 def load_training(model: type[ConfigT], path: Path, dry_run: bool = False) -> tuple[ConfigT, dict[str, Any]]:
     """Read a training YAML into `model`; returns it and the plain resolved mapping for the record.
 
-    With `dry_run` the loop is cut to two steps of two samples on the CPU, in a run folder that goes with the process.
+    A run that starts from a card draws samples of its own (`LoopConfig.after`). With `dry_run` the loop is cut to two
+    steps of two samples on the CPU, in a run folder that goes with the process.
 
     Raises:
-        OptionsError: no YAML, unknown keys or bad values. OSError: the file cannot be read.
+        OptionsError: no YAML, unknown keys or bad values. OSError: the file cannot be read. WeightsError: no such card.
     """
     text = path.read_text(encoding="utf-8")
     try:
@@ -74,4 +77,7 @@ def load_training(model: type[ConfigT], path: Path, dry_run: bool = False) -> tu
         config = model.model_validate(plain)
     except (yaml.YAMLError, ValidationError) as error:
         raise OptionsError(path, model, error) from error
+    if start := getattr(config, "start", None):
+        loop = config.loop.after(read_card(start).sha256)  # type: ignore[attr-defined]
+        config = config.model_copy(update={"loop": loop})
     return config, config.model_dump(mode="json")

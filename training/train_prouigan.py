@@ -606,11 +606,9 @@ class ProUiganTask(FaceSamples):
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
     """Train as the YAML says; `dry_run` does two steps and keeps nothing but packs."""
     config, record = load_training(ProUiganTraining, config_path, dry_run)
-    if config.start:  # its own shape, with what the YAML adds to it, and samples of its own
-        card = read_card(config.start)
-        changed = {"network": card.arguments | config.network, "loop": config.loop.after(card.sha256)}
-        config = config.model_copy(update=changed)
-        record |= {"network": config.network, "loop": record["loop"] | {"seed": config.loop.seed}}
+    if config.start:  # its own shape, with what the YAML adds to it
+        config = config.model_copy(update={"network": read_card(config.start).arguments | config.network})
+        record |= {"network": config.network}
     if config.phase == "face" and not config.network.get("face_width"):
         raise TrainingError(f"{config_path}: network.face_width: phase face trains that head; give its channels")
     return train(lambda: ProUiganTask(config), config.loop, record, resume)

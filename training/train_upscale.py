@@ -18,7 +18,7 @@ from stages.consistency import agree, average_to
 from stages.networks.identity import IdentityNet
 from stages.networks.upscaler import SCALES, Upscaler
 from stages.resample import resample
-from stages.weights import load_network, read_card
+from stages.weights import load_network
 from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import PatchCritic, matching_loss
 from training.hr_faces import HrPack, PackConfig, build_hr_pack, open_hr_pack
@@ -289,7 +289,4 @@ def _fine(image: Tensor) -> Tensor:
 def main(config_path: Path, resume: bool = False, dry_run: bool = False) -> nn.Module:
     """Train as the YAML says; `dry_run` does two steps and keeps nothing but packs."""
     config, record = load_training(UpscaleTraining, config_path, dry_run)
-    if config.start:
-        config = config.model_copy(update={"loop": config.loop.after(read_card(config.start).sha256)})
-        record |= {"loop": record["loop"] | {"seed": config.loop.seed}}
     return train(lambda: UpscaleTask(config), config.loop, record, resume)
