@@ -5,12 +5,12 @@
 | smiling | LFW expressions, OMI `happy` |
 | age | years of UTKFace and AAF, OMI `age`, levels of `omi_pairs` |
 | masculine | UTKFace, AAF, generated and portraits, OMI `gender`, levels of `omi_pairs` |
-| eyeglasses, hat | class maps of CelebAMask-HQ |
+| eyeglasses, hat | class maps of CelebAMask-HQ; hats of 173 CelebA crops, 94 with one, by eye |
 | mouth_open | landmarks of every set, class maps |
 | hair_black, hair_blond | OMI `hair-color`, colour of the hair's pixels in CelebAMask-HQ |
 | hair_brown, hair_grey | colour of the hair's pixels in CelebAMask-HQ |
 | hair_long | OMI `long-haired`, hair below the chin in the class maps |
-| beard | 397 men of OMI and CelebAMask-HQ, 139 of them bearded, labelled by eye (`stages/labels_by_eye.csv`) |
+| beard | 563 men of OMI, CelebAMask-HQ and UTKFace, 182 of them bearded, labelled by eye (`stages/labels_by_eye.csv`) |
 | brows, lipstick | no set says: the classifier alone, once it has such a head |
 
 What stays unknown, the classifier `attributes_training` may fill in while training. The rules shared with the

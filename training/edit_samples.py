@@ -38,14 +38,14 @@ from training.prototypes import (
 from training.train_classifier import parsed_glasses
 
 MAP_SIZE, PARSED_PX = 72, 144  # px, side of a class map of a large face, and of the picture it is made from
-SHAPED = ("smiling", "age", "masculine", "mouth_open")  # edited by prototypes
+SHAPED = ("smiling", "age", "masculine", "mouth_open", "beard")  # edited by prototypes
 PROTOTYPE_FACES = 300  # a side: means change little beyond
 _HAIR = PARSING_CLASSES.index("hair")
 # Labels that count as without and with an attribute. For age: 17 to 33 years, and from 56 on.
 _SIDES = {"age": ((-0.8, -0.16), (0.76, 1.01))}
 _CLEAR = ((-1.01, -0.7), (0.7, 1.01))
 # How far past the mean difference an edit goes, so that it shows on faces that have less of it than most: by eye.
-EXAGGERATION = {"smiling": 1.1, "age": 1.5, "masculine": 1.5, "mouth_open": 0.9}
+EXAGGERATION = {"smiling": 1.1, "age": 1.5, "masculine": 1.5, "mouth_open": 0.9, "beard": 1.5}
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from stages.networks.classifier import AGE_SPREAD, TraitNet
 from stages.networks.face_parser import FaceParser
 from stages.trait_labels import GLASSES, age_band, read_columns, traits_of
+from stages.weights import load_network
 from training.config import TrainingError, arguments_of, load_training
 from training.faces import MARGIN, Pack, build_pack, varied_face
+from training.growth import grow_reader
 from training.loop import LoopConfig, Task, rng_of, train
 from training.parsing_labels import parsing_labels
 
@@ -37,6 +39,7 @@ class ClassifierTraining(BaseModel):
     task: str
     data: list[Path]
     pack: Path
+    start: str | None = None  # name of a card whose reader is to learn further traits
     network: Annotated[dict[str, Any], arguments_of(TraitNet)]
     parser: str | None = None  # weights card: labels eyeglasses where no mask does
     head_share: dict[str, float] = Field(default_factory=dict)  # of the samples, relative; 1 for a head not named
@@ -83,6 +86,11 @@ class ClassifierTask(Task):
         self.config = config
         self.pack = build_pack(config.data, config.pack)
         self.model = TraitNet(**config.network)
+        if config.start is not None:
+            trained = load_network(config.start, torch.device("cpu"))
+            if not isinstance(trained, TraitNet):
+                raise TrainingError(f"start: {config.start} holds a {type(trained).__name__}, no reader of traits")
+            grow_reader(self.model, trained)
         self.network: nn.Module = self.model
         self.others = {}
         self.labels = label_table(self.pack, config.data, self.model.traits)

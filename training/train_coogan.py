@@ -25,7 +25,7 @@ from stages.networks.coogan import GLOBAL_SIZE, CooganNet, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.networks.identity import IdentityNet
 from stages.prouigan import luma
-from stages.weights import read_card
+from stages.weights import load_network, read_card
 from training.attribute_labels import label_of_answer
 from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import PatchCritic, matching_loss
@@ -43,6 +43,7 @@ from training.edit_samples import (
     warped,
 )  # fmt: skip
 from training.faces import build_pack
+from training.growth import grow_editor
 from training.hr_faces import HrPack, PackConfig, build_hr_pack, open_hr_pack
 from training.loop import LoopConfig, Task, rng_of, train
 from training.losses import hinge_fake, hinge_real, identity_loss
@@ -65,6 +66,7 @@ class CooganTraining(BaseModel):
 
     task: str
     phase: Literal["whole", "local"] = "whole"
+    start: str | None = None  # name of a card whose editor is to learn more
     start_run: Path | None = None  # run folder of the finished global path; phase `local` needs it
     faces: PackConfig  # large faces
     data: list[Path] = Field(default_factory=list)  # sources of the restorer's pack, for phase `whole`
@@ -108,6 +110,8 @@ class CooganTraining(BaseModel):
     def _local_starts_somewhere(self) -> "CooganTraining":
         if self.phase == "local" and self.start_run is None:
             raise ValueError("phase local works on a finished global path: name its run folder (start_run)")
+        if self.start is not None and self.start_run is not None:
+            raise ValueError("start and start_run: one of them, for both name weights to start from")
         return self
 
 
@@ -139,7 +143,12 @@ class CooganTask(Task):
         self.network: nn.Module = self.net
         self.names = self.net.attributes
         self.columns = [ATTRIBUTES.index(n) for n in self.names]
-        if config.start_run is not None:
+        if config.start is not None:
+            trained = load_network(config.start, torch.device("cpu"))
+            if not isinstance(trained, CooganNet):
+                raise TrainingError(f"start: {config.start} holds a {type(trained).__name__}, not an editor")
+            grow_editor(self.net, trained)
+        elif config.start_run is not None:
             path = config.start_run / "checkpoint.pt"
             state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 tensors only
             self.net.load_state_dict(state["ema"])
