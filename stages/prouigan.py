@@ -29,7 +29,7 @@ DETAIL_POWER = 2
 NOISE_SLACK = 2.0
 # Standard deviations, of [0, 1]: up to the first, two and a half grey levels, noise is no reason to depart from the
 # input; from the second on it is one in full. The grain of a photograph, averaged to 16x16, reads as something between:
-# of 60 bare faces of LFW one at 3.4 levels. Against .004 and .012, noisy covered faces lose .02 dB, and that face agrees
+# of 60 bare faces of LFW one at 3.4 levels. Against .004 and .012, noisy covered faces lose .02 dB, and that one agrees
 # to 45 dB instead of 36.
 LEAST_NOISE, SURE_NOISE = 0.010, 0.024
 
