@@ -27,7 +27,8 @@ from training import parallel
 from training.config import TrainingError
 from training.optimiser import build_optimiser
 
-TeacherT = TypeVar("TeacherT", bound=nn.Module)
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
+CPU = torch.device("cpu")
 
 
 class LoopConfig(BaseModel):
@@ -70,17 +71,24 @@ class LoopConfig(BaseModel):
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return torch.device(wanted)
 
-    def teacher(self, name: str, kind: type[TeacherT]) -> TeacherT:
-        """The frozen network of card `name`, on the device and in the precision of the run.
-
-        Raises:
-            TrainingError: the card holds another network than a `kind`. WeightsError: as `load_network`.
-        """
+    def teacher(self, name: str, kind: type[NetworkT]) -> NetworkT:
+        """The frozen network of card `name`, on the device and in the precision of the run; raises as `network_of`."""
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        network = load_network(name, self.resolved_device(), dtype)
-        if not isinstance(network, kind):
-            raise TrainingError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
-        return network
+        return network_of(name, kind, self.resolved_device(), dtype)
+
+
+def network_of(
+    name: str, kind: type[NetworkT], device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> NetworkT:
+    """The frozen network of card `name`.
+
+    Raises:
+        TrainingError: the card holds another network than a `kind`. WeightsError: as `load_network`.
+    """
+    network = load_network(name, device, dtype)
+    if not isinstance(network, kind):
+        raise TrainingError(f"{name} holds a {type(network).__name__}; a {kind.__name__} is needed here")
+    return network
 
 
 class Task(ABC):

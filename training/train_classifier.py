@@ -19,11 +19,10 @@ from torch import Tensor, nn
 from stages.networks.classifier import AGE_SPREAD, TraitNet
 from stages.networks.face_parser import FaceParser
 from stages.trait_labels import GLASSES, age_band, read_columns, traits_of
-from stages.weights import load_network
 from training.config import TrainingError, arguments_of, load_training
 from training.faces import MARGIN, Pack, build_pack, varied_face
 from training.growth import grow_reader
-from training.loop import LoopConfig, Task, rng_of, train
+from training.loop import LoopConfig, Task, network_of, rng_of, train
 from training.parsing_labels import parsing_labels
 
 # Share of the canonical frame that the parser calls eyeglasses: for a yes, and for a no. By eye, on about 80 faces,
@@ -87,10 +86,7 @@ class ClassifierTask(Task):
         self.pack = build_pack(config.data, config.pack)
         self.model = TraitNet(**config.network)
         if config.start is not None:
-            trained = load_network(config.start, torch.device("cpu"))
-            if not isinstance(trained, TraitNet):
-                raise TrainingError(f"start: {config.start} holds a {type(trained).__name__}, no reader of traits")
-            grow_reader(self.model, trained)
+            grow_reader(self.model, network_of(config.start, TraitNet))
         self.network: nn.Module = self.model
         self.others = {}
         self.labels = label_table(self.pack, config.data, self.model.traits)

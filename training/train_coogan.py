@@ -25,7 +25,7 @@ from stages.networks.coogan import GLOBAL_SIZE, CooganNet, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.networks.identity import IdentityNet
 from stages.prouigan import luma
-from stages.weights import load_network, read_card
+from stages.weights import read_card
 from training.attribute_labels import label_of_answer
 from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import PatchCritic, matching_loss
@@ -45,7 +45,7 @@ from training.edit_samples import (
 from training.faces import build_pack
 from training.growth import grow_editor
 from training.hr_faces import HrPack, PackConfig, build_hr_pack, open_hr_pack
-from training.loop import LoopConfig, Task, rng_of, train
+from training.loop import LoopConfig, Task, network_of, rng_of, train
 from training.losses import hinge_fake, hinge_real, identity_loss
 from training.parsing_labels import parsing_labels
 from training.prototypes import Prototype
@@ -144,10 +144,7 @@ class CooganTask(Task):
         self.names = self.net.attributes
         self.columns = [ATTRIBUTES.index(n) for n in self.names]
         if config.start is not None:
-            trained = load_network(config.start, torch.device("cpu"))
-            if not isinstance(trained, CooganNet):
-                raise TrainingError(f"start: {config.start} holds a {type(trained).__name__}, not an editor")
-            grow_editor(self.net, trained)
+            grow_editor(self.net, network_of(config.start, CooganNet))
         elif config.start_run is not None:
             path = config.start_run / "checkpoint.pt"
             state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 tensors only

@@ -23,13 +23,13 @@ from stages.networks.face_parser import FaceParser
 from stages.networks.identity import IdentityNet
 from stages.networks.prouigan import INPUT_SIZE, ProUiganNet, ProUiganOutput
 from stages.prouigan import noise_of, visible_share
-from stages.weights import load_network, read_card
+from stages.weights import read_card
 from training import losses
 from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import FaceDiscriminator
 from training.faces import MARGIN, build_pack
 from training.growth import grow
-from training.loop import LoopConfig, Task, rng_of, train
+from training.loop import LoopConfig, Task, network_of, rng_of, train
 from training.no_face import no_face
 from training.parsing_labels import MIRRORED, parsing_labels
 
@@ -349,7 +349,7 @@ class ProUiganTask(FaceSamples):
         super().__init__(config)
         network = ProUiganNet(**config.network)
         if config.start:
-            grow(network, load_network(config.start, torch.device("cpu")))
+            grow(network, network_of(config.start, ProUiganNet))
         network.requires_grad_(config.phase == "trunk")
         network.detail.requires_grad_(config.phase == "detail")
         if network.face_head is not None:

@@ -18,11 +18,10 @@ from stages.consistency import agree, average_to
 from stages.networks.identity import IdentityNet
 from stages.networks.upscaler import SCALES, Upscaler
 from stages.resample import resample
-from stages.weights import load_network
 from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import PatchCritic, matching_loss
 from training.hr_faces import HrPack, PackConfig, build_hr_pack, open_hr_pack
-from training.loop import LoopConfig, Task, rng_of, train
+from training.loop import LoopConfig, Task, network_of, rng_of, train
 from training.losses import feature_loss, hinge_fake, hinge_real, pixel_loss
 
 LEVELS = 2  # of the features compared: edges and grain; deeper ones know faces at 128 px only
@@ -73,10 +72,7 @@ def start_network(start: str | None, run: Path | None, arguments: dict[str, Any]
         return network
     if start is None:
         return Upscaler(**arguments)
-    loaded = load_network(start, torch.device("cpu"))
-    if not isinstance(loaded, Upscaler):
-        raise TrainingError(f"{start} holds a {type(loaded).__name__}, not an upscaler")
-    return loaded.requires_grad_(True)
+    return network_of(start, Upscaler).requires_grad_(True)
 
 
 class UpscaleTask(Task):

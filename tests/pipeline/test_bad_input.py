@@ -195,7 +195,7 @@ def test_an_input_that_vanishes_has_failed(tmp_path: Path, restore: Callable[...
 
 
 def test_the_shipped_restorer_refuses_most_of_what_is_no_face_and_hardly_a_face() -> None:
-    """Measured on 216 such crops: 10 % are taken for a face; of 100 faces of LFW none is refused."""
+    """Measured on 216 such crops: 8 % are taken for a face; of 100 faces of LFW none is refused."""
     chain = shipped_chain()
     if chain is None:
         pytest.skip("the shipped weights are not there")

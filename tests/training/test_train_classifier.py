@@ -15,6 +15,8 @@ pytest.importorskip("tensorboard")
 import pyarrow.parquet as pq  # noqa: E402
 
 from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
+from stages.networks.classifier import TraitNet  # noqa: E402
+from stages.weights import WEIGHTS_ENV, save_weights  # noqa: E402
 from training import train_classifier  # noqa: E402
 from training.config import load_training  # noqa: E402
 from training.faces import varied_face  # noqa: E402
@@ -83,6 +85,20 @@ def test_training_reads_what_can_be_seen_on_held_out_faces(config: Path) -> None
     figures = log[-1]["validation"]
     assert figures["accuracy_masculine"] == figures["auc_masculine"] == figures["accuracy_expression"] == 1.0
     assert figures["error_years_age"] < 25
+
+
+def test_it_goes_on_from_a_card_to_further_traits(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(WEIGHTS_ENV, str(config.parent / "weights"))
+    options = yaml.safe_load(config.read_text())
+    known = options["network"] | {"flags": ["smiling"]}
+    trained = TraitNet(**known)
+    fields = {"architecture": "classifier", "arguments": known, "licence": "none", "limits": "random", "metrics": []}
+    save_weights("taught", trained, fields | {"input": {}, "data": {}, "recipe": {}}, torch.float32)
+    config.write_text(yaml.safe_dump(options | {"start": "taught"}))
+    state = task_of(config).model.state_dict()
+    assert "heads.masculine.weight" in state
+    for name, value in trained.state_dict().items():
+        assert torch.equal(state[name], value), name
 
 
 def test_a_head_without_a_label_gets_no_gradient(config: Path) -> None:

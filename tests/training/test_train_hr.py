@@ -20,7 +20,7 @@ from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.networks.upscaler import Upscaler
 from stages.weights import WEIGHTS_ENV, save_weights
 from training import train_coogan, train_upscale
-from training.config import load_training
+from training.config import TrainingError, load_training
 from training.edit_samples import laid_on, region_of, warped
 from training.prototypes import Glasses, draw_glasses, fit_prototype, moved, prototype_edit, spline_map
 from training.train_coogan import CooganTask, CooganTraining
@@ -35,6 +35,13 @@ LOOP: dict[str, Any] = {
     "run": "run", "steps": 6, "batch_size": 4, "lr": 1e-3, "warmup": 1, "workers": 0, "grid_steps": 1000,
     "log_steps": 2, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
+
+
+def card_of(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "architecture": architecture, "arguments": arguments, "input": {}, "data": {}, "recipe": {},
+        "metrics": [], "licence": "none", "limits": "random",
+    }  # fmt: skip
 
 
 def written(folder: Path, options: dict[str, Any]) -> Path:
@@ -65,11 +72,7 @@ def coogan_config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     hr_data.write_pairs(tmp_path / "omi_pairs.parquet")
     monkeypatch.setenv(WEIGHTS_ENV, str(tmp_path / "weights"))
     torch.manual_seed(0)
-    card = {
-        "architecture": "face_parser", "arguments": {"width": 8, "depth": 1}, "input": {}, "data": {}, "recipe": {},
-        "metrics": [], "licence": "none", "limits": "random",
-    }  # fmt: skip
-    save_weights("face_parser", FaceParser(8, 1), card)
+    save_weights("face_parser", FaceParser(8, 1), card_of("face_parser", {"width": 8, "depth": 1}))
     return written(
         tmp_path,
         {
@@ -186,6 +189,27 @@ def test_the_local_path_asks_for_a_global_one(coogan_config: Path) -> None:
     options = yaml.safe_load(coogan_config.read_text()) | {"phase": "local"}
     coogan_config.write_text(yaml.safe_dump(options))
     with pytest.raises(ValueError, match="finished global path"):
+        train_coogan.main(coogan_config)
+
+
+def test_an_editor_goes_on_from_a_card_to_one_attribute_more(coogan_config: Path) -> None:
+    options = yaml.safe_load(coogan_config.read_text())
+    known = options["network"]["attributes"]
+    torch.manual_seed(5)
+    trained = CooganNet(**options["network"])
+    save_weights("taught", trained, card_of("coogan", options["network"]), torch.float32)
+    options |= {"start": "taught", "network": options["network"] | {"attributes": ["beard", *known]}}
+    coogan_config.write_text(yaml.safe_dump(options))
+    grown = CooganTask(load_training(CooganTraining, coogan_config)[0]).net
+    face = torch.rand(1, 3, 128, 128)
+    with torch.no_grad():
+        before = trained.source(face)
+        torch.testing.assert_close(grown.source(face)[:, 1:], before)
+    coogan_config.write_text(yaml.safe_dump(options | {"start": "face_parser"}))
+    with pytest.raises(TrainingError, match="face_parser holds a FaceParser; a CooganNet is needed"):
+        CooganTask(load_training(CooganTraining, coogan_config)[0])
+    coogan_config.write_text(yaml.safe_dump(options | {"start_run": "run"}))
+    with pytest.raises(ValueError, match="start and start_run"):
         train_coogan.main(coogan_config)
 
 
