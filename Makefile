@@ -1,5 +1,5 @@
 # make restore   the main job on example thumbnails, with the shipped weights
-# make test      linter, type checker and every test
+# make test      linter, type checker and every test, two files of tests at a time
 #
 # Both create .venv the first time (PyTorch makes it several GB) and go straight to work afterwards. Options:
 #   PYTHON=python3.11    the interpreter that makes .venv; otherwise the first of 3.10-3.12 found
@@ -29,7 +29,7 @@ restore: $(VENV)/.main-job
 	@echo "Report:         $(EXAMPLE)/run/_run/report.html"
 
 test: lint
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: $(VENV)/.everything
 	@$(BIN)/python -m ruff check .
