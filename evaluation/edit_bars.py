@@ -33,7 +33,7 @@ from stages.networks.classifier import TraitNet
 from stages.networks.coogan import sample_place
 from stages.weights import load_network
 
-JUDGED = ("smiling", "age", "eyeglasses", "masculine")
+JUDGED = ("smiling", "age", "eyeglasses", "masculine", "beard")
 FLIP_BAR, OTHERS_BAR, IDENTITY_BAR, OUTSIDE_BAR = 0.80, 0.10, 0.85, 45.0
 RECONSTRUCTION_BAR, SEAM_BAR, AGREE_BAR = 35.0, 0.03, 40.0
 IDENTITY_OF = ("smiling", "eyeglasses")

@@ -132,14 +132,14 @@ def measure(side: int, patched: bool, weights: str | None, precision: str) -> Ro
         warm = Path(folder) / "warm.png"
         Image.fromarray(drawn_face(128)).save(warm)
         outputs = Path(folder) / "image.png", Path(folder) / "invented.png"
-        edit_picture(warm, *outputs, stage, Limits(10**9), PngInfo(), least_score=0.0)
+        edit_picture(warm, *outputs, stage, Limits(10**9), lambda _: PngInfo(), least_score=0.0)
         source = Path(folder) / "source.png"
         command = [sys.executable, "-m", "evaluation.edit_memory", "--draw", str(side), "--out", str(source)]
         subprocess.run(command, check=True, cwd=REPOSITORY)  # drawn elsewhere: our peak must not hold it
         before = _resident()
         started = time.perf_counter()
         with _Peak() as peak:
-            done = edit_picture(source, *outputs, stage, Limits(10**9), PngInfo(), least_score=0.0)
+            done = edit_picture(source, *outputs, stage, Limits(10**9), lambda _: PngInfo(), least_score=0.0)
         seconds = time.perf_counter() - started
         assert done is not None and outputs[0].stat().st_size > 0
     return Row(side, patched, peak.mib - before, seconds)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -69,12 +70,14 @@ class PixelFile:
 class FileRows(PixelFile):
     """An RGB picture in a scratch file, as `stages.coogan.RowSource`.
 
-    Attributes: height, width, px; grey: whether it has no colour; notes: what was done to it on the way.
+    Attributes: height, width, px; grey: whether it has no colour; notes: what was done to it on the way; lumas: (256,)
+    how many pixels have each luma.
     """
 
     def __init__(self, file: IO[bytes], height: int, width: int) -> None:
         super().__init__(file, height, width, 3)
         self.grey, self.notes = False, dict[str, Any]()
+        self.lumas = np.zeros(256, np.int64)
 
     def pixels(self, top: int, bottom: int) -> np.ndarray:
         pixels = super().pixels(top, bottom)
@@ -131,13 +134,16 @@ class LargeEdit:
     """What became of a picture edited in bands.
 
     Attributes:
-        face_score: how sure it is that there is a face; with less than the verdict asks for, nothing was written.
-        size: (height, width), px. notes: for the journal. seconds: spent.
+        face_score: how sure it is that there is a face. size: (height, width), px. notes: for the journal.
+        brightness: as `pipeline.restorer.brightness` of the input. uncertainty: mean over the pixels, 0 to 1.
+        seconds: spent until the edit was there.
     """
 
     face_score: float
     size: tuple[int, int]
     notes: dict[str, Any]
+    brightness: float
+    uncertainty: float
     seconds: float
 
 
@@ -200,6 +206,14 @@ def _upright(image: Image.Image, orientation: int, top: int, bottom: int) -> Ima
     return band.transpose(_TURNS[orientation]) if orientation in _TURNS else band
 
 
+def _percentile(counts: np.ndarray, percent: float) -> float:
+    """Of values 0 to 255 that occur `counts` times, as `numpy.percentile` gives it."""
+    ends = counts.cumsum()
+    place = percent / 100 * (ends[-1] - 1)
+    below, above = np.searchsorted(ends, [np.floor(place), np.ceil(place)], side="right")
+    return float(below + (above - below) * (place % 1))
+
+
 def spill(image: Image.Image, file: IO[bytes]) -> FileRows:
     """Decode an opened picture into `file`, as `pipeline.images.decode` would: upright, RGB, alpha over mid-grey.
 
@@ -217,6 +231,7 @@ def spill(image: Image.Image, file: IO[bytes]) -> FileRows:
         except BROKEN as error:
             raise ImageError("corrupt", f"damaged: {error}") from error
         spread += float((band.max(-1) - band.min(-1)).sum(dtype=np.float64))
+        source.lumas += np.bincount(make_grey(band)[..., 0].ravel(), minlength=256)
         file.write(band.tobytes())
     file.flush()
     source.grey = spread / (source.height * source.width) < GREY_TOLERANCE
@@ -249,15 +264,15 @@ def edit_picture(
     invented_out: Path,
     stage: Coogan,
     limits: Limits,
-    info: PngImagePlugin.PngInfo,
+    text_of: Callable[[LargeEdit], PngImagePlugin.PngInfo],
     least_score: float = 0.5,
 ) -> LargeEdit | None:
-    """Edit a picture file; None where it is not of a kind that can be edited in bands.
+    """Edit a picture file; None where it is not of a kind that can be edited in bands, or is to be left as it is.
 
     Args:
         path: the picture.
         image_out, invented_out: PNG files to write: the edited picture, and how invented each pixel is.
-        stage: the editor. info: text chunks. least_score: of the face; below it nothing is written.
+        stage: the editor. text_of: text chunks of both. least_score: of the face; below it nothing is written.
 
     Raises:
         ImageError: not readable, or outside the limits. OSError: the outputs cannot be written.
@@ -272,15 +287,22 @@ def edit_picture(
         image.close()
         del image
         plan = stage.editor.plan(source)
+        if least_score <= plan.frame.score < MIN_FACE_SCORE:
+            return None
         notes = source.notes | {"edit": stage.note(plan), "in_bands": True}
-        size, score = (source.height, source.width), plan.frame.score
-        if score < max(least_score, MIN_FACE_SCORE):
-            return LargeEdit(score, size, notes, time.perf_counter() - started)
-        share = PixelFile(map_scratch, *size, 1)
-        for block in stage.editor.run(source, plan):
+        size, light = (source.height, source.width), _percentile(source.lumas, 90) / 255
+        share, invented = PixelFile(map_scratch, *size, 1), 0.0
+        blocks = stage.editor.run(source, plan) if plan.frame.score >= least_score else ()
+        for block in blocks:
             edited = luma(block.image[None])[0] if source.grey else block.image
             source.put(block.top, block.left, _pixels(edited))  # over what is not read again
             share.put(block.top, block.left, _pixels(block.invented))
-        write_png(image_out, source, 1 if source.grey else 3, info)
-        write_png(invented_out, share, 1, info)
-    return LargeEdit(score, size, notes, time.perf_counter() - started)
+            invented += float(block.invented.sum(dtype=torch.float64))
+        edit = LargeEdit(
+            plan.frame.score, size, notes, light, invented / (size[0] * size[1]), time.perf_counter() - started
+        )
+        if plan.frame.score >= least_score:
+            text = text_of(edit)
+            write_png(image_out, source, 1 if source.grey else 3, text)
+            write_png(invented_out, share, 1, text)
+    return edit

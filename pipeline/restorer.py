@@ -115,16 +115,39 @@ def brightness(pixels: np.ndarray) -> float:
     return float(np.percentile(as_unit(make_grey(pixels))[..., 0], 90))
 
 
-def _hard_to_decide(face: Face, uncertainty: np.ndarray | None, limits: VerdictConfig) -> list[str]:
-    """Why nothing can be decided from a face, as far as the input and the uncertainty map tell."""
+def judge(
+    limits: VerdictConfig,
+    side_px: int,
+    light: float,
+    score: float | None = None,
+    covered: float | None = None,
+    consistency: float | None = None,
+    uncertainty: float | None = None,
+) -> tuple[DoneStatus, str | None]:
+    """What may be said of a finished face: its status, and why nothing can be decided from it where that is so.
+
+    Args:
+        side_px: as of `Face`. light: as `brightness` gives it. uncertainty: mean of the map. The others as in `Result`;
+            None where no stage tells.
+    """  # fmt: skip
+    status: DoneStatus = "ok"
     reasons = []
-    if face.side_px < limits.min_side_px:
-        reasons.append(f"too small: {face.side_px} px a side, under {limits.min_side_px}")
-    if (light := brightness(face.picture.pixels)) < limits.min_brightness:
+    if score is not None and score < limits.min_face_score:
+        status = "no_face"
+        reasons.append(f"no face found: score {score:.2f} is under {limits.min_face_score:.2f}")
+    if covered is not None and covered > limits.max_occluded_fraction:
+        reasons.append(f"{covered:.0%} of the face is covered, over {limits.max_occluded_fraction:.0%}")
+    if consistency is not None and consistency < limits.min_consistency_db:
+        reasons.append(f"output and input agree to {consistency:.1f} dB only, under {limits.min_consistency_db:.1f}")
+    if side_px < limits.min_side_px:
+        reasons.append(f"too small: {side_px} px a side, under {limits.min_side_px}")
+    if light < limits.min_brightness:
         reasons.append(f"too dark: the lightest tenth begins at {light:.2f}, under {limits.min_brightness:.2f}")
-    if uncertainty is not None and (mean := float(uncertainty.mean())) > limits.max_uncertainty:
-        reasons.append(f"too uncertain: {mean:.2f} on average, over {limits.max_uncertainty:.2f}")
-    return reasons
+    if uncertainty is not None and uncertainty > limits.max_uncertainty:
+        reasons.append(f"too uncertain: {uncertainty:.2f} on average, over {limits.max_uncertainty:.2f}")
+    if reasons and status == "ok":
+        status = "review"
+    return status, "; ".join(reasons) or None
 
 
 def _number(values: Tensor | None, index: int) -> float | None:
@@ -362,22 +385,10 @@ class Restorer:
     def _result(self, face: Face, batch: FaceBatch, i: int, image: np.ndarray, seconds: float) -> Result:
         score, covered = _number(batch.face_score, i), _number(batch.occluded_fraction, i)
         consistency = _number(batch.lr_consistency_db, i)
-        limits = self.config.verdict
-        status: DoneStatus = "ok"
-        reasons = []
-        if score is not None and score < limits.min_face_score:
-            status = "no_face"
-            reasons.append(f"no face found: score {score:.2f} is under {limits.min_face_score:.2f}")
-        if covered is not None and covered > limits.max_occluded_fraction:
-            reasons.append(f"{covered:.0%} of the face is covered, over {limits.max_occluded_fraction:.0%}")
-        if consistency is not None and consistency < limits.min_consistency_db:
-            reasons.append(
-                f"output and input agree to {consistency:.1f} dB only, under {limits.min_consistency_db:.1f}"
-            )
         occlusion, uncertainty = _array(batch.occlusion, i), _array(batch.uncertainty, i)
-        reasons += _hard_to_decide(face, uncertainty, limits)
-        if reasons and status == "ok":
-            status = "review"
+        invented = None if uncertainty is None else float(uncertainty.mean())
+        light = brightness(face.picture.pixels)
+        status, reason = judge(self.config.verdict, face.side_px, light, score, covered, consistency, invented)
         return Result(
             source=face.source,
             status=status,
@@ -388,8 +399,8 @@ class Restorer:
             uncertainty=None if uncertainty is None else uncertainty[0],
             occluded_fraction=covered,
             lr_consistency_db=consistency,
-            verdict="not_decidable" if reasons else "restored",
-            reason="; ".join(reasons) or None,
+            verdict="restored" if reason is None else "not_decidable",
+            reason=reason,
             face_score=score,
             parsing=_array(batch.parsing, i),
             heatmaps=_array(batch.heatmaps, i),

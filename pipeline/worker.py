@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from pipeline.config import MarkingConfig, SigningConfig
 from pipeline.credentials import Signer
@@ -36,7 +37,7 @@ from pipeline.marking import marked
 from pipeline.output import OutputFolder, raise_if_lost
 from pipeline.planning import ENDINGS, FACE_NAME, Task, face_target
 from pipeline.provenance import png_text, sidecar
-from pipeline.restorer import FAILURES, Restorer, Result, failure
+from pipeline.restorer import FAILURES, Restorer, Result, failure, judge
 from pipeline.sources.boxes import BoxFile
 from pipeline.sources.frames import faces_of, overall, paste_all
 from pipeline.sources.video import VideoFaces
@@ -330,7 +331,7 @@ class Worker:
     def _in_bands(self, task: Task, prior: Prior | None) -> Outcome | None:
         """A large picture for an editor and nothing else: edited and written in bands of rows, so that its size costs
         no memory. None where it has to go the ordinary way. Raises `ImageError`."""
-        from pipeline.large import edit_picture, editor_of
+        from pipeline.large import LargeEdit, edit_picture, editor_of
 
         stage = editor_of(self.restorer.chain)
         plain = not (task.mask or self.job.marks_files or self.job.signing or is_url(task.source))
@@ -340,24 +341,33 @@ class Worker:
         key = self.job.key(digest, None)
         if (standing := self._standing(task, prior, key)) is not None:
             return standing
-        done = Result(task.name, "ok", verdict="restored", input_sha256=digest)
-        text = png_text(short_record(done, self.restorer, self.job), self.restorer.chain.generative)
         paths = {k: p for k, p in product_paths(self.job.folder, task.target).items() if k in ("image", "uncertainty")}
         files: dict[str, Path] = {}
         made: dict[str, str] = {}
-        least = self.restorer.config.verdict.min_face_score
+        verdict = self.restorer.config.verdict
+
+        def judged(edit: LargeEdit) -> Result:
+            status, reason = judge(
+                verdict, min(edit.size), edit.brightness, edit.face_score, uncertainty=edit.uncertainty
+            )  # fmt: skip
+            return Result(
+                task.name, status, verdict="restored" if reason is None else "not_decidable", reason=reason,
+                face_score=edit.face_score, notes=edit.notes, seconds=edit.seconds, input_sha256=digest,
+            )  # fmt: skip
+
+        def text_of(edit: LargeEdit) -> PngInfo:
+            return png_text(short_record(judged(edit), self.restorer, self.job), self.restorer.chain.generative)
+
         try:
             files = {kind: self.output.reserve(path) for kind, path in paths.items()}
             edit = edit_picture(
-                Path(task.source), files["image"], files["uncertainty"], stage, self.restorer.limits, text, least
-            )
+                Path(task.source), files["image"], files["uncertainty"], stage, self.restorer.limits, text_of,
+                verdict.min_face_score,
+            )  # fmt: skip
             if edit is None:
                 return None
-            if edit.face_score < least:
-                reason = f"no face found: score {edit.face_score:.2f} is under {least:.2f}"
-                done = Result(task.name, "no_face", reason=reason, input_sha256=digest)
-            done = replace(done, face_score=edit.face_score, notes=edit.notes, seconds=edit.seconds)
-            for kind, path in files.items() if done.status == "ok" else ():
+            done = judged(edit)
+            for kind, path in files.items() if done.status != "no_face" else ():
                 file_digest = file_sha256(path)
                 self.output.settle(path, paths[kind])
                 made[kind] = file_digest

@@ -34,7 +34,9 @@ REGIONS: dict[str, tuple[str, ...]] = {
 }
 
 # Parts that an edit leaves alone even where its own parts, widened, reach into them: hair has attributes of its own.
-SPARED = {"age": _HAIR}
+SPARED = {"age": _HAIR, "beard": _HAIR}
+# The first row of the canonical 128 px frame that an edit reaches: beards begin below the eyes.
+FIRST_ROW = {"beard": 60}
 
 
 def check_attributes(wanted: Mapping[str, float]) -> None:

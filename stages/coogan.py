@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from landmarks.alignment import to_canonical
-from stages.attributes import HAIR_COLOURS, REGIONS, SPARED, check_attributes
+from stages.attributes import FIRST_ROW, HAIR_COLOURS, REGIONS, SPARED, check_attributes
 from stages.base import Precision, Stage, StageConfig
 from stages.batch import FaceBatch
 from stages.consistency import averaging_matrix, consistency_db
@@ -269,7 +269,8 @@ def edit_region(parsing: Tensor, attributes: dict[str, float]) -> Tensor:
 def region_where(mass: Callable[[Sequence[str]], Tensor], names: Sequence[str]) -> Tensor:
     """(B, 1, 128, 128) in [0, 1]: where edits of `names` may act, 0 beyond.
 
-    The parts of each edit, widened by `REACH_PX`, without those it spares; of all edits together, faded over `FADE_PX`.
+    The parts of each edit, widened by `REACH_PX`, without those it spares and from its first row on; of all edits
+    together, faded over `FADE_PX`.
     `mass` tells how much of each pixel of the frame is one of some parts, (B, 1, 128, 128); more than half is there.
     """
     region: Tensor | None = None
@@ -279,6 +280,7 @@ def region_where(mass: Callable[[Sequence[str]], Tensor], names: Sequence[str]) 
             part = F.max_pool2d(part, kernel, 1, reach)
         if name in SPARED:
             part = part * (mass(SPARED[name]) <= 0.5)
+        part[..., : FIRST_ROW.get(name, 0), :] = 0
         region = part if region is None else torch.maximum(region, part)
     assert region is not None, "at least one name"
     pad = FADE_PX // 2

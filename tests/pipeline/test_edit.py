@@ -116,6 +116,17 @@ def test_every_kind_of_picture_ends_as_it_should(editor: list[str], faces: Path,
     assert not list((tmp_path / "out").rglob(".revisage-*"))
 
 
+def test_where_hardly_a_face_is_asked_for_a_large_picture_without_one_stays_as_it_is(
+    editor: list[str], faces: Path, tmp_path: Path
+) -> None:
+    lax = [f"--set=verdict.{limit}=0" for limit in ("min_face_score", "min_brightness")]
+    assert run(faces / "nobody.png", tmp_path / "out", "--set-attribute", "smiling=1", *lax) == 0
+    record = records(tmp_path / "out")["nobody.png"]
+    assert record["status"] == "ok" and np.array_equal(
+        np.asarray(Image.open(tmp_path / "out" / record["output"])), np.asarray(Image.open(faces / "nobody.png"))
+    )
+
+
 def write_kinds(folder: Path) -> list[Path]:
     """A picture of each kind that is edited in bands, none of them square."""
     folder.mkdir()
@@ -139,6 +150,7 @@ def write_kinds(folder: Path) -> list[Path]:
     palette.save(folder / "palette.png", transparency=3)
     image.convert("CMYK").save(folder / "print.jpg", quality=95)
     image.convert("1").save(folder / "bits.png")
+    image.point([v // 2 for v in range(256)] * 3).save(folder / "dark.png")
     image.save(folder / "moving.webp", save_all=True, append_images=[toned], lossless=True)
     return sorted(folder.iterdir())
 
@@ -153,11 +165,14 @@ def test_bands_give_what_the_picture_in_one_piece_gives(
         return convert(image, notes)
 
     monkeypatch.setattr(large, "to_rgb", watched)
-    assert run(tmp_path / "kinds", tmp_path / "out", "--set-attribute", "smiling=1") == 0
+    light = "verdict.min_brightness=0.45"
+    assert run(tmp_path / "kinds", tmp_path / "out", "--set-attribute", "smiling=1", "--set", light) == 0
     assert max(bands) == large.BAND_ROWS
     found = records(tmp_path / "out")
-    for path, whole in zip(paths, edit(paths, {"smiling": 1.0}, device="cpu", precision="fp32"), strict=True):
+    wholes = edit(paths, {"smiling": 1.0}, device="cpu", precision="fp32", overrides=[light])
+    for path, whole in zip(paths, wholes, strict=True):
         assert whole.image is not None and whole.uncertainty is not None
+        assert (found[path.name]["status"], found[path.name]["reason"]) == (whole.status, whole.reason), path.name
         assert found[path.name]["notes"] == json.loads(json.dumps(whole.notes | {"in_bands": True})), path.name
         image, map_ = (
             np.asarray(Image.open(tmp_path / "out" / found[path.name]["output"].replace("restored", folder, 1)))
@@ -165,6 +180,8 @@ def test_bands_give_what_the_picture_in_one_piece_gives(
         )
         assert np.array_equal(image, whole.image), path.name
         assert np.array_equal(map_, to_uint8(whole.uncertainty)) and map_.max() > 20, path.name
+    assert found["dark.png"]["status"] == "review" and "too dark" in found["dark.png"]["reason"]
+    assert json.loads(Image.open(tmp_path / "out" / found["dark.png"]["output"]).text["Revisage"])["status"] == "review"
     notes = {name: record["notes"] for name, record in found.items()}
     assert [notes[f"turned{i}.jpg"]["exif_orientation"] for i in range(2, 9)] == list(range(2, 9))
     assert notes["glass.png"].items() >= {("mode", "RGBA"), ("alpha", "laid over mid-grey"), ("exif_orientation", 6)}

@@ -132,6 +132,8 @@ def test_an_edit_stays_in_its_region() -> None:
     age = edit_region(face_parsing(), {"age": 1.0})[0, 0]
     assert age[:15].max() == 0 and age[30, 64] == 1  # beside the hair, not in it
     assert edit_region(face_parsing(), {"age": 1.0, "hair_grey": 1.0})[0, 0, :15].min() == 1
+    beard = edit_region(face_parsing(), {"beard": 1.0})[0, 0]
+    assert beard[110, 64] == 1 and beard[:54].max() == 0, "no forehead, no eyes"
 
 
 def test_a_gain_says_how_far_an_attribute_is_taken(weights: Path) -> None:
