@@ -27,11 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
 from stages import foreign_upscalers
-from stages.consistency import average_to
+from stages.consistency import average_to, visible_share
 from stages.foreign_upscalers import FFHQ_SIZE, into_ffhq, load_checkpoint, out_of_ffhq
 from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
 from stages.networks.super_resolution import Inpainter, OverBicubic, PlainNet
-from stages.prouigan import visible_share
 from stages.resample import resample
 from stages.weights import load_network
 

@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from PIL import Image, ImageOps, PngImagePlugin
 
+from stages.luma import LUMA
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF")
 READ_ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff"})
 # Pictures we do not read: they get an honest line in the journal instead of being passed over in silence.
@@ -121,7 +123,7 @@ def make_grey(pixels: np.ndarray) -> np.ndarray:
     """Three equal channels of ITU-R BT.601 luma, in the type that came in."""
     if np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 1], pixels[..., 2]):
         return pixels
-    luma = pixels.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = pixels.astype(np.float32) @ np.array(LUMA, np.float32)
     luma = np.rint(luma).astype(pixels.dtype) if pixels.dtype.kind == "u" else luma
     return np.repeat(luma[..., None], 3, axis=2)
 

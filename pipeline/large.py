@@ -35,7 +35,7 @@ from pipeline.images import (
     to_uint8,
 )  # fmt: skip
 from stages.coogan import MIN_FACE_SCORE, Coogan
-from stages.prouigan import luma
+from stages.luma import luma
 
 BAND_ROWS = 64  # rows converted and analysed at a time
 FREED_BYTES = 4 << 20

@@ -19,7 +19,7 @@ _HAIR = ("hair", "hat")
 REGIONS: dict[str, tuple[str, ...]] = {
     "smiling": ("skin", "nose", *_MOUTH, "left_eye", "right_eye"),
     "age": (*_SKIN, *_EYES, *_MOUTH),
-    "masculine": (*_SKIN, *_EYES, *_MOUTH, *_HAIR),
+    "masculine": (*_SKIN, *_EYES, *_MOUTH),
     "eyeglasses": ("skin", "nose", *_EYES, "left_ear", "right_ear"),
     "hat": ("hair", "hat", "skin", "background", "left_ear", "right_ear"),
     "mouth_open": ("skin", *_MOUTH),
@@ -33,8 +33,9 @@ REGIONS: dict[str, tuple[str, ...]] = {
     "hair_long": ("hair", "background", "neck", "cloth", "left_ear", "right_ear"),
 }
 
-# Parts that an edit leaves alone even where its own parts, widened, reach into them: hair has attributes of its own.
-SPARED = {"age": _HAIR, "beard": _HAIR}
+# Parts that an edit leaves alone even where its own parts, widened, reach into them: hair has attributes of its own,
+# and the background would get a rim.
+SPARED = dict.fromkeys(("age", "masculine", "beard"), (*_HAIR, "background"))
 # The first row of the canonical 128 px frame that an edit reaches: beards begin below the eyes.
 FIRST_ROW = {"beard": 60}
 

@@ -3,6 +3,7 @@
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -91,3 +92,14 @@ def consistency_db(image: Tensor, observed: Tensor, visible: Tensor) -> Tensor:
     error = ((average_to(image, observed.shape[-1]) - observed).square() * clear).sum((1, 2, 3))
     count = 3 * clear.sum((1, 2, 3))
     return torch.where(count > 0, -10 * torch.log10((error / count.clamp_min(1)).clamp_min(1e-10)), torch.nan)
+
+
+def visible_share(occlusion: Tensor, size: int) -> Tensor:
+    """(B, 1, size, size): 1 where neither a pixel of the input nor its neighbours are covered, falling to 0 with cover.
+
+    Neighbours count as the occluder's edge bleeds into them. Doubts below one half are taken for bare skin: on 240
+    validation faces a start at one third gave 0.03 dB more when covered, but left 2.5 % instead of 1.3 % of the clean
+    ones below 40 dB of agreement.
+    """
+    cover = F.max_pool2d(average_to(occlusion, size), 3, 1, 1)
+    return 1 - ((cover - 0.5) / 0.4).clamp(0, 1)

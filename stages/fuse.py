@@ -8,11 +8,11 @@ from pydantic import Field
 
 from stages.base import Precision, Stage, StageConfig
 from stages.batch import FaceBatch
+from stages.luma import LUMA
 
-LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 ROUNDS = 3  # registration and fusion in turn; the first leaves errors of 0.03 px on noisy 16 px faces
 STEPS = 12  # Gauss-Newton steps of a registration
-FARTHEST_PX = 0.2  # of the thumbnail's side: a frame that moves farther shows something else and is left out
+FARTHEST_SHARE = 0.2  # of the thumbnail's side: a frame that moves farther shows something else and is left out
 LEAST_ALIKE = 0.5  # correlation with the first frame under which a frame is left out: turned away, or covered
 HUBER = 1.5  # residuals beyond 1.5 standard deviations count less (Huber 1981 gives 95 % efficiency at 1.345)
 SMOOTHNESS = 0.002  # weight of the squared Laplacian per frame; decides what no frame has seen
@@ -88,19 +88,19 @@ def fuse(frames: np.ndarray, scale: int = 1) -> tuple[np.ndarray, list[int], flo
     if len(frames) == 1:
         return frames[0].copy(), [0], 0.0  # nothing to gain; enlarging is not measuring
     scale = scale if size * scale <= LARGEST_PX else 1
-    grey = frames @ LUMA
+    grey = frames @ np.array(LUMA)
     moves, gains = np.zeros((len(frames), 4)), np.tile([0.0, 1.0], (len(frames), 1))
     used = list(range(len(frames)))
     template, picture = grey[0], frames[0]
     for turn in range(ROUNDS):
         fits = [(moves[0], gains[0], 1.0), *(register(grey[k], template, moves[k]) for k in range(1, len(frames)))]
         moves, gains = np.stack([f[0] for f in fits]), np.stack([f[1] for f in fits])
-        far = np.hypot(moves[:, 0], moves[:, 1]) > FARTHEST_PX * size
+        far = np.hypot(moves[:, 0], moves[:, 1]) > FARTHEST_SHARE * size
         used = [k for k, fit in enumerate(fits) if k == 0 or (fit[2] >= LEAST_ALIKE and not far[k])]
         even = np.stack([(frames[k] - gains[k, 0]) / gains[k, 1] for k in used])
         last = turn == ROUNDS - 1
         picture = reconstruct(even, moves[used], scale if last else 1, 3 if last else 1)
-        template = picture @ LUMA
+        template = picture @ np.array(LUMA)
     shift = float(np.hypot(moves[used, 0], moves[used, 1]).max())
     return np.clip(picture, 0, 1), used, shift
 

@@ -8,16 +8,14 @@ from pydantic import Field
 from torch import Tensor
 
 from stages.base import Precision, Stage, StageConfig
-from stages.batch import FaceBatch
-from stages.consistency import agree, average_to, consistency_db
+from stages.batch import HALF_INVENTED, FaceBatch
+from stages.consistency import agree, average_to, consistency_db, visible_share
+from stages.luma import luma
 from stages.networks.layers import smoothed
 from stages.networks.prouigan import INPUT_SIZE, OUTPUT_SIZE, ProUiganNet, ProUiganOutput
 from stages.resample import at_new_size
 from stages.weights import load_network
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
-# Expected absolute error (in [0, 1]) at which a pixel counts as half invented: the mean of the shipped network.
-HALF_INVENTED = 0.06
 # How much more than its expected error a covered pixel counts. On 480 held-out faces covered parts are then 1.64 times
 # as uncertain as the rest (1.44 at .1), for .014 of the rank correlation with the error.
 COVERED_MORE = 0.3
@@ -174,17 +172,6 @@ def _padded(image: Tensor) -> Tensor:
     return image
 
 
-def visible_share(occlusion: Tensor, size: int) -> Tensor:
-    """(B, 1, size, size): 1 where neither a pixel of the input nor its neighbours are covered, falling to 0 with cover.
-
-    Neighbours count as the occluder's edge bleeds into them. Doubts below one half are taken for bare skin: on 240
-    validation faces a start at one third gave 0.03 dB more when covered, but left 2.5 % instead of 1.3 % of the clean
-    ones below 40 dB of agreement.
-    """
-    cover = F.max_pool2d(average_to(occlusion, size), 3, 1, 1)
-    return 1 - ((cover - 0.5) / 0.4).clamp(0, 1)
-
-
 def noise_of(out: ProUiganOutput, size: int, deviations: float = NOISE_SLACK) -> Tensor:
     """(B,) differences from an input of `size` px a side that are its noise, as the network reads it.
 
@@ -197,9 +184,3 @@ def noise_of(out: ProUiganOutput, size: int, deviations: float = NOISE_SLACK) ->
     share = ((noise - LEAST_NOISE) / (SURE_NOISE - LEAST_NOISE)).clamp(0, 1)
     # Averaging n x n pixels to 16x16 divided the noise's standard deviation by n / 16.
     return noise * share * deviations * (size / INPUT_SIZE)
-
-
-def luma(image: Tensor) -> Tensor:
-    """Grey picture (B, 3, H, W) of the same luma."""
-    weights = torch.tensor(LUMA, device=image.device, dtype=image.dtype).view(1, 3, 1, 1)
-    return (image * weights).sum(1, keepdim=True).expand(-1, 3, -1, -1)

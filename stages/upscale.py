@@ -11,11 +11,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
 from stages.base import Precision, Stage, StageConfig
-from stages.batch import FaceBatch
+from stages.batch import HALF_INVENTED, FaceBatch
 from stages.consistency import agree
 from stages.foreign_upscalers import REALESRGAN, ForeignUpscaler, foreign_files, load_foreign
+from stages.luma import luma
 from stages.networks.upscaler import ALIGN, SCALES, Upscaler
-from stages.prouigan import HALF_INVENTED, luma
 from stages.resample import carried, resample
 from stages.tiling import tiled
 from stages.weights import load_network

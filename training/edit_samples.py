@@ -11,7 +11,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from landmarks.alignment import apply
@@ -24,7 +23,9 @@ from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.trait_labels import read_columns
 from training.attribute_labels import colour_of, label_of_answer, labels_of_row
 from training.faces import PACK_SIZE, Pack
+from training.files import whole_file
 from training.hr_faces import HrPack
+from training.parsing_labels import parsed, parsed_glasses
 from training.prototypes import (
     Glasses,
     Prototype,
@@ -35,7 +36,6 @@ from training.prototypes import (
     prototype_edit,
     recoloured,
 )  # fmt: skip
-from training.train_classifier import parsed_glasses
 
 MAP_SIZE, PARSED_PX = 72, 144  # px, side of a class map of a large face, and of the picture it is made from
 SHAPED = ("smiling", "age", "masculine", "mouth_open", "beard")  # edited by prototypes
@@ -153,22 +153,19 @@ def _evenly(rows: np.ndarray, most: int) -> np.ndarray:
     return rows if len(rows) <= most else rows[(np.arange(most) * (len(rows) / most)).astype(int)]
 
 
-@torch.inference_mode()
 def class_maps(pack: HrPack, path: Path, parser: FaceParser) -> np.ndarray:
     """(N, 72, 72) uint8 class maps over the stored pictures of a pack, kept in `path`."""
     if path.exists():
         return np.load(path)
-    parameter = next(parser.parameters())
     made = []
     for start in range(0, len(pack), 16):
         size = (PARSED_PX, PARSED_PX)
         pictures = [cv2.resize(pack.picture(i), size, interpolation=cv2.INTER_AREA)
                     for i in range(start, min(start + 16, len(pack)))]  # fmt: skip
-        image = torch.from_numpy(np.stack(pictures)).to(parameter.device).permute(0, 3, 1, 2).to(parameter.dtype) / 255
-        logits = parser(image.contiguous(memory_format=torch.channels_last)).float()
-        made.append(F.avg_pool2d(logits, PARSED_PX // MAP_SIZE).argmax(1).to(torch.uint8).cpu().numpy())
+        made.append(parsed(parser, np.stack(pictures), PARSED_PX // MAP_SIZE)[0])
     maps = np.concatenate(made)
-    np.save(path, maps)
+    with whole_file(path) as file:
+        np.save(file, maps)
     return maps
 
 

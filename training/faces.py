@@ -5,7 +5,6 @@ frame with a margin of 20 px all round, so that a training sample can be shifted
 of picture.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,11 +14,12 @@ from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 
 from landmarks.alignment import apply, canonical_points, similarity, warp
 from landmarks.scheme import POINT_COUNT, five_points
+from stages.luma import LUMA
 from training.config import TrainingError
+from training.files import picture_of, whole_file
 from training.sources import check_sources, content_id, held_out, pictures_of, record_sources
 
 PACK_SIZE, MARGIN = 168, 20  # px; 20 covers 3 px of shift, 8 % of scale and 8 degrees of roll at the corners
@@ -71,7 +71,7 @@ def varied_face(
         image = image[:, ::-1]
     image = image ** float(np.exp(rng.normal(0, 0.15))) * rng.uniform(0.85, 1.1)
     if rng.random() < grey_share:
-        image = np.repeat(image @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=2)
+        image = np.repeat(image @ np.array(LUMA, np.float32)[:, None], 3, axis=2)
     if rng.random() < blur_share:
         small = int(rng.integers(20, 96))
         image = cv2.resize(
@@ -82,9 +82,8 @@ def varied_face(
 
 def _cut(row: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Cut one face; returns packed picture, landmarks and source corners, or None where nothing can be decoded."""
-    try:
-        picture = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]))).convert("RGB"))
-    except (OSError, ValueError):
+    picture = picture_of(row["image"])
+    if picture is None:
         return None
     height, width = picture.shape[:2]
     corners = np.array([(-0.5, -0.5), (width - 0.5, -0.5), (width - 0.5, height - 0.5), (-0.5, height - 0.5)])
@@ -127,9 +126,8 @@ def folder_rows(folder: Path) -> Iterator[dict]:
     backend = create("dlib")
     for path in pictures_of(folder):
         data = path.read_bytes()
-        try:
-            picture = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-        except (OSError, ValueError):
+        picture = picture_of(data)
+        if picture is None:
             continue
         faces = backend.detect(picture)
         points = faces[0].landmarks if faces else None
@@ -165,7 +163,7 @@ def build_pack(sources: Sequence[Path], folder: Path, workers: int = 2, more: bo
     folder.mkdir(parents=True, exist_ok=True)
     columns: dict[str, list] = {k: [] for k in ("landmarks", "corners", "descriptor", "ids", "groups", "sets")}
     cv2.setNumThreads(1)
-    with (folder / "images.part").open("wb") as file, ProcessPoolExecutor(workers) as pool:
+    with whole_file(folder / "images.npy") as file, ProcessPoolExecutor(workers) as pool:
         _write_header(file, 0)  # as long as the last one
         for source in sources:
             if not source.exists():
@@ -188,12 +186,11 @@ def build_pack(sources: Sequence[Path], folder: Path, workers: int = 2, more: bo
                 raise TrainingError(f"training data: {source} holds no picture that can be read")
         file.seek(0)
         _write_header(file, len(columns["ids"]))
-    (folder / "images.part").replace(folder / "images.npy")
     floats = {k: np.asarray(columns.pop(k), np.float32) for k in ("landmarks", "corners", "descriptor")}
     strings = {k: np.asarray(v, dtype=str) for k, v in columns.items()}
     validation = held_out(strings["groups"], strings["sets"])
     columns_of_arrays: dict[str, Any] = {**floats, **strings, "validation": validation}
-    np.savez(folder / "index.part.npz", **columns_of_arrays)
     record_sources(folder, dict.fromkeys(sources))
-    (folder / "index.part.npz").replace(folder / "index.npz")  # last: it marks the pack as complete
+    with whole_file(folder / "index.npz") as file:  # last: it marks the pack as complete
+        np.savez(file, **columns_of_arrays)
     return Pack.open(folder)

@@ -8,18 +8,15 @@ after the other) and `index.npz`. No picture is enlarged: the side of its canoni
 """
 
 import argparse
-import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import yaml
-from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from landmarks.alignment import CANONICAL_SIZE, apply, canonical_points, similarity, warp
@@ -31,6 +28,7 @@ from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
 from stages.weights import load_network
 from training.attribute_labels import labels_of_row
 from training.config import TrainingError, resolve_paths
+from training.files import as_webp, from_webp, picture_of, whole_file
 from training.sources import check_sources, held_out, record_sources
 
 SIDE_STEP = 48  # px; sides divide by 4 and by 6 into sides that the upscaler takes
@@ -137,9 +135,8 @@ def _chosen(path: Path, count: int) -> dict[str, bool]:
 
 def _encode(row: dict[str, Any], largest: int, margin: float, quality: int) -> tuple[bytes, int, np.ndarray] | None:
     """One face as WebP, the side of its frame, and its landmarks in stored pixels; None where it is unusable."""
-    try:
-        picture = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(row["image"]))).convert("RGB"))
-    except (OSError, ValueError):
+    picture = picture_of(row["image"])
+    if picture is None:
         return None
     points = np.asarray(row["landmarks"], np.float64).reshape(POINT_COUNT, 2)
     side = side_for(similarity(five_points(points), canonical_points(CANONICAL_SIZE)), largest)
@@ -148,9 +145,7 @@ def _encode(row: dict[str, Any], largest: int, margin: float, quality: int) -> t
     border = int(round(side * margin))
     matrix = similarity(five_points(points), canonical_points(side) + border)
     cut = warp(picture, matrix, side + 2 * border)
-    done, data = cv2.imencode(".webp", cut[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, quality])
-    assert done
-    return data.tobytes(), side, apply(matrix, points)
+    return as_webp(cut, quality), side, apply(matrix, points)
 
 
 @torch.inference_mode()
@@ -186,7 +181,7 @@ def build_hr_pack(config: PackConfig) -> Path:
     kept = ("length", "sides", "landmarks", "labels", "ids", "sets", "validation")
     columns: dict[str, list[Any]] = {k: [] for k in kept}
     restored: list[np.ndarray] = []
-    with (folder / "faces.part").open("wb") as file:
+    with whole_file(folder / "faces.bin") as file:
         for source in config.sets:
             if not source.data.exists():
                 raise FileNotFoundError(f"training data: {source.data} does not exist")
@@ -220,36 +215,24 @@ def build_hr_pack(config: PackConfig) -> Path:
         "margin": np.float64(config.margin),
         "restored_of": np.full(len(ids), -1, np.int64),
     }
-    (folder / "faces.part").replace(folder / "faces.bin")
     if config.restored_by is not None:
         blob, last = (folder / "faces.bin").read_bytes(), np.cumsum(index["length"])
         large = np.flatnonzero(index["sides"] >= 512 // SIDE_STEP * SIDE_STEP)
         frames = []
         for i in large:
-            picture = _decode(blob[int(last[i] - index["length"][i]) : int(last[i])])
+            picture = from_webp(blob[int(last[i] - index["length"][i]) : int(last[i])])
             border = (picture.shape[0] - int(index["sides"][i])) // 2
             frames.append(picture[border : picture.shape[0] - border, border : picture.shape[1] - border])
         restored.append(restored_faces(frames, config.restored_by))
         index["restored_of"][large] = np.arange(len(large))
-    with (folder / "restored.part").open("wb") as file:
-        encoded = []
-        for face in restored[0] if restored else []:
-            done, data = cv2.imencode(".webp", face[..., ::-1], [cv2.IMWRITE_WEBP_QUALITY, 95])
-            assert done
-            file.write(data.tobytes())
-            encoded.append(data.size)
-    (folder / "restored.part").replace(folder / "restored.bin")
-    index["restored_length"] = np.asarray(encoded, np.int64)
-    np.savez(folder / "index.part.npz", **index)
+    encoded = [as_webp(face, 95) for face in (restored[0] if restored else ())]
+    with whole_file(folder / "restored.bin") as file:
+        file.write(b"".join(encoded))
+    index["restored_length"] = np.asarray([len(data) for data in encoded], np.int64)
     record_sources(folder, sources)
-    (folder / "index.part.npz").replace(folder / "index.npz")  # last: it marks the pack as complete
+    with whole_file(folder / "index.npz") as file:  # last: it marks the pack as complete
+        np.savez(file, **index)
     return folder
-
-
-def _decode(data: bytes) -> np.ndarray:
-    picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    assert picture is not None
-    return picture[..., ::-1]
 
 
 def open_hr_pack(folder: Path) -> HrPack:
@@ -272,7 +255,7 @@ def open_hr_pack(folder: Path) -> HrPack:
         part = np.memmap(raw.with_suffix(".part"), np.uint8, "w+", shape=(int(sizes.sum()),))
 
         def unpack(i: int) -> None:
-            picture = _decode(blob[int(ends[i] - index["length"][i]) : int(ends[i])])
+            picture = from_webp(blob[int(ends[i] - index["length"][i]) : int(ends[i])])
             part[offsets[i] : offsets[i] + sizes[i]] = picture.reshape(-1)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -280,7 +263,7 @@ def open_hr_pack(folder: Path) -> HrPack:
         part.flush()
         raw.with_suffix(".part").replace(raw)
     blob, ends = (folder / "restored.bin").read_bytes(), np.cumsum(index["restored_length"])
-    restored = [_decode(blob[int(e - n) : int(e)]) for e, n in zip(ends, index["restored_length"], strict=True)]
+    restored = [from_webp(blob[int(e - n) : int(e)]) for e, n in zip(ends, index["restored_length"], strict=True)]
     return HrPack(
         pixels=np.memmap(raw, np.uint8, "r"),
         offsets=offsets,

@@ -8,7 +8,6 @@ so a run that was stopped and resumed does what an unbroken run would have done.
 import copy
 import hashlib
 import json
-import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from stages.weights import load_network
 from training import parallel
 from training.config import TrainingError
+from training.files import whole_file
 from training.optimiser import build_optimiser
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
@@ -241,9 +241,8 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         }
         if other_optimiser is not None:
             state |= {"others": others.state_dict(), "other_optimiser": other_optimiser.state_dict()}
-        temporary = checkpoint.with_suffix(".part")
-        torch.save(state, temporary)
-        os.replace(temporary, checkpoint)
+        with whole_file(checkpoint) as file:
+            torch.save(state, file)
 
     def ema_network() -> nn.Module:
         averaged = copy.deepcopy(network)

@@ -13,24 +13,11 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from training.faces import PACK_SIZE, Pack
-
-
-def _encoded(picture: np.ndarray, quality: int) -> NDArray[np.uint8]:
-    done, data = cv2.imencode(".webp", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_WEBP_QUALITY, quality])
-    assert done
-    return data.ravel()
-
-
-def _decoded(data: NDArray[np.uint8]) -> np.ndarray:
-    picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
-    if picture is None:
-        raise ValueError("a shard holds a picture that cannot be decoded")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+from training.files import as_webp, from_webp
 
 
 def _shares(lengths: NDArray[np.int64], most: int) -> Iterator[slice]:
@@ -49,13 +36,14 @@ def split(pack: Path, shards: Path, megabytes: float, quality: int = 88, workers
     images = Pack.open(pack).images
     shards.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers) as pool:
-        data = list(pool.map(partial(_encoded, quality=quality), images, chunksize=128))
+        data = list(pool.map(partial(as_webp, quality=quality), images, chunksize=128))
     lengths = np.array([len(d) for d in data], np.int64)
     written = [shards / "index.npz"]
     written[0].write_bytes((pack / "index.npz").read_bytes())
     for number, share in enumerate(_shares(lengths, int(megabytes * 2**20))):
         written.append(shards / f"{number:03}.npz")
-        np.savez(written[-1], first=share.start, lengths=lengths[share], data=np.concatenate(data[share]))
+        joined = np.frombuffer(b"".join(data[share]), np.uint8)
+        np.savez(written[-1], first=share.start, lengths=lengths[share], data=joined)
     return written
 
 
@@ -75,7 +63,7 @@ def join(pack: Path, shards: Path, workers: int = 2) -> Pack:
             with np.load(path) as shard:
                 pieces = np.split(shard["data"], np.cumsum(shard["lengths"])[:-1])
                 first = int(shard["first"])
-            for i, picture in enumerate(pool.map(_decoded, pieces, chunksize=128)):
+            for i, picture in enumerate(pool.map(from_webp, pieces, chunksize=128)):
                 images[first + i] = picture
             found += len(pieces)
     images.flush()

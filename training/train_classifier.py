@@ -18,16 +18,12 @@ from torch import Tensor, nn
 
 from stages.networks.classifier import AGE_SPREAD, TraitNet
 from stages.networks.face_parser import FaceParser
-from stages.trait_labels import GLASSES, age_band, read_columns, traits_of
+from stages.trait_labels import age_band, read_columns, traits_of
 from training.config import TrainingError, arguments_of, load_training
 from training.faces import MARGIN, Pack, build_pack, varied_face
 from training.growth import grow_reader
 from training.loop import LoopConfig, Task, network_of, rng_of, train
-from training.parsing_labels import parsing_labels
-
-# Share of the canonical frame that the parser calls eyeglasses: for a yes, and for a no. By eye, on about 80 faces,
-# nearly all above .06 wear some and half of those between .005 and .01 do not. Its hats are too often wrong: not used.
-SURE_GLASSES, NO_GLASSES = 0.06, 0.001
+from training.parsing_labels import parsed_glasses, parsing_labels
 
 
 class ClassifierTraining(BaseModel):
@@ -60,13 +56,6 @@ def label_table(pack: Pack, sources: list[Path], traits: tuple[str, ...]) -> dic
             if trait in table:
                 table[trait][i] = value
     return table
-
-
-def parsed_glasses(labels: np.ndarray) -> np.ndarray:
-    """(N,) 1 where the parser saw eyeglasses, 0 where none, NaN in between, from (N, 84, 84) class maps."""
-    inner = slice(MARGIN // 2, -MARGIN // 2)
-    share = np.array([(picture[inner, inner] == GLASSES).mean() for picture in labels])
-    return np.where(share >= SURE_GLASSES, 1.0, np.where(share <= NO_GLASSES, 0.0, np.nan)).astype(np.float32)
 
 
 def auc(scores: np.ndarray, positive: np.ndarray) -> float:

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from landmarks.alignment import apply
 from stages.attributes import ATTRIBUTES, HAIR_COLOURS
 from stages.coogan import edit_region
+from stages.luma import luma
 from stages.networks.classifier import TraitNet
 from stages.networks.coogan import GLOBAL_SIZE, CooganNet, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.networks.identity import IdentityNet
-from stages.prouigan import luma
 from stages.weights import read_card
 from training.attribute_labels import label_of_answer
 from training.config import TrainingError, arguments_of, load_training
@@ -43,6 +43,7 @@ from training.edit_samples import (
     warped,
 )  # fmt: skip
 from training.faces import build_pack
+from training.files import whole_file
 from training.growth import grow_editor
 from training.hr_faces import HrPack, PackConfig, build_hr_pack, open_hr_pack
 from training.loop import LoopConfig, Task, network_of, rng_of, train
@@ -216,7 +217,8 @@ class CooganTask(Task):
         arrays: dict[str, Any] = {"labels": self.faces.labels, "ids": self.faces.ids, "of": made_for}
         for name, p in prototypes.items():
             arrays |= {f"shapes_{name}": p.shapes, f"colours_{name}": p.colours, f"span_{name}": np.asarray(p.span)}
-        np.savez(path, **arrays)
+        with whole_file(path) as file:
+            np.savez(file, **arrays)
         return prototypes
 
     def _find_pairs(self, usable: np.ndarray) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from landmarks.alignment import canonical_points, similarity
 from landmarks.scheme import five_points
+from stages.luma import LUMA
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from training.config import arguments_of, load_training
 from training.loop import LoopConfig, Task, rng_of, train
@@ -97,7 +98,7 @@ class FaceParserTask(Task):
         image = np.clip(image, 0, 1) ** float(np.exp(rng.normal(0, 0.3)))
         image = image * rng.uniform(0.7, 1.2) * rng.uniform(0.88, 1.12, 3) + rng.normal(0, 0.05)
         if rng.random() < 0.3:
-            image = np.repeat(image @ np.array([[0.299], [0.587], [0.114]], np.float32), 3, axis=2)
+            image = np.repeat(image @ np.array(LUMA, np.float32)[:, None], 3, axis=2)
         if rng.random() < 0.4:
             image = cv2.GaussianBlur(image, (0, 0), float(rng.uniform(0.4, 2.5)))
         if rng.random() < 0.3:

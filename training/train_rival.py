@@ -20,7 +20,7 @@ from stages.networks.super_resolution import Inpainter
 from training import losses
 from training.config import load_training
 from training.loop import LoopConfig, train
-from training.train_prouigan import FRAME, FaceSamples, ProUiganTraining
+from training.restorer_samples import FRAME, FaceSamples, ProUiganTraining
 
 TOUCHED = 0.01  # share of a thumbnail's pixel under the occluder from which it counts as lost
 

@@ -22,9 +22,9 @@ from evaluation.traits import columns as trait_columns
 from landmarks.backends import create, why_unavailable
 from landmarks.backends.dlib import hog_box
 from stages import basicsr_adapter
+from stages.batch import HALF_INVENTED
 from stages.degradation.occluders import MEAN_SHAPE
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
-from stages.prouigan import HALF_INVENTED
 from stages.trait_labels import EXPRESSIONS
 from stages.weights import WeightsError, load_network, read_checked
 

@@ -12,6 +12,7 @@ import numpy as np
 from stages.degradation.config import DegradationConfig, Kernel
 from stages.degradation.drawing import FRAME
 from stages.degradation.textures import time_stamps
+from stages.luma import LUMA
 
 
 def misframing(rng: np.random.Generator, config: DegradationConfig) -> np.ndarray:
@@ -145,7 +146,7 @@ def draw_grey(rng: np.random.Generator, config: DegradationConfig, record: dict)
         mix, gamma = np.array([red, (1 - red) * 0.7, (1 - red) * 0.3]), rng.uniform(*config.infrared_gamma)
         record["infrared"] = {"mix": [round(float(m), 3) for m in mix], "gamma": round(gamma, 3)}
     elif chance < config.infrared_probability + config.grey_probability:
-        mix, gamma = np.array([0.299, 0.587, 0.114]), 1.0
+        mix, gamma = np.array(LUMA), 1.0
         record["grey"] = True
     else:
         return None

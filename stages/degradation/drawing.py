@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from stages.degradation.textures import NEUTRAL, PATTERN_SIZE, grain, patterns
+from stages.luma import LUMA
 
 FRAME = 128  # px, side of the canonical face
 _SHIFT = 4  # fractional bits of polygon corners: 1/16 px
@@ -63,7 +64,7 @@ def pick(rng: Rng, items: Sequence[_T], weights: Sequence[float] | None = None) 
 def observe(face: np.ndarray, points: np.ndarray, rng: Rng, donor: np.ndarray | None = None) -> Scene:
     """Read skin colour, light and exposure off a (128, 128, 3) uint8 face."""
     small = cv2.resize(face, (8, 8), interpolation=cv2.INTER_AREA).astype(np.float32)
-    luma = small @ np.array([0.299, 0.587, 0.114], np.float32)
+    luma = small @ np.array(LUMA, np.float32)
     centre = small[3:6, 2:6].reshape(-1, 3)
     coarse = cv2.resize(luma[1:7, 1:7], (4, 4), interpolation=cv2.INTER_AREA)
     light = np.clip(coarse / (coarse.mean() + 1), 0.4, 1.6) ** rng.uniform(0.15, 0.6)

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stages.luma import luma
 from stages.networks.identity import IdentityNet
 from stages.networks.layers import ChannelNorm, conv, filled
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601
 AGE_CENTRE, AGE_SPREAD = 35.0, 25.0  # years; the mean and about the spread of the training faces
 
 
@@ -92,8 +92,7 @@ class TraitNet(nn.Module):
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         if self.grey:
-            weights = torch.tensor(LUMA, device=image.device, dtype=image.dtype).view(1, 3, 1, 1)
-            image = (image * weights).sum(1, keepdim=True).expand(-1, 3, -1, -1)
+            image = luma(image)
         shared = self.dropout(F.silu(self.trunk(image)))
         found = {name: head(shared.to(head.weight.dtype)).float() for name, head in self.heads.items()}
         for name in self.flags:

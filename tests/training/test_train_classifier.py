@@ -20,8 +20,9 @@ from stages.weights import WEIGHTS_ENV, save_weights  # noqa: E402
 from training import train_classifier  # noqa: E402
 from training.config import load_training  # noqa: E402
 from training.faces import varied_face  # noqa: E402
+from training.parsing_labels import parsed_glasses  # noqa: E402
 from training.sources import VALIDATION_LIST  # noqa: E402
-from training.train_classifier import ClassifierTask, ClassifierTraining, auc, parsed_glasses  # noqa: E402
+from training.train_classifier import ClassifierTask, ClassifierTraining, auc  # noqa: E402
 
 HELD = VALIDATION_LIST.read_text().split()[:4]  # ids that are never trained on
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"

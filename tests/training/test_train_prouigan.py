@@ -23,8 +23,8 @@ from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
 from training import train_prouigan  # noqa: E402
 from training.faces import Pack  # noqa: E402
 from training.publish import publish  # noqa: E402
+from training.restorer_samples import ProUiganTraining, frame_matrix  # noqa: E402
 from training.sources import HELD_ONE_IN, content_id  # noqa: E402
-from training.train_prouigan import frame_matrix  # noqa: E402
 
 HELD = next(i for i in map(str, range(999)) if int(content_id(i.encode()), 16) % HELD_ONE_IN == 0)  # never trained on
 
@@ -206,7 +206,7 @@ def test_unknown_options_are_refused(config: Path) -> None:
 
 
 def test_samples_depend_on_their_number_alone(config: Path) -> None:
-    options, _ = train_prouigan.load_training(train_prouigan.ProUiganTraining, config)
+    options, _ = train_prouigan.load_training(ProUiganTraining, config)
     task = train_prouigan.ProUiganTask(options)
     kinds = set()
     for index in range(40):

@@ -18,8 +18,9 @@ import pyarrow.parquet as pq  # noqa: E402
 from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
 from training import publish, train_rival  # noqa: E402
 from training.config import load_training  # noqa: E402
+from training.restorer_samples import ProUiganTraining  # noqa: E402
 from training.sources import VALIDATION_LIST  # noqa: E402
-from training.train_prouigan import ProUiganTask, ProUiganTraining  # noqa: E402
+from training.train_prouigan import ProUiganTask  # noqa: E402
 from training.train_rival import RivalTask, RivalTraining  # noqa: E402
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
