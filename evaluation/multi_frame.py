@@ -19,7 +19,6 @@ from evaluation.faces import THUMBNAIL_SIZE, EvaluationFace, bicubic, load_faces
 from evaluation.metrics import psnr
 from evaluation.restoring import build_stage
 from evaluation.statistics import Estimate, Finding, bootstrap, write_tables
-from pipeline.chain import cut
 from pipeline.images import to_uint8
 from stages.batch import FaceBatch
 from stages.degradation import DegradationConfig, degrade_face
@@ -81,7 +80,7 @@ def compare(
     alone: dict[str, np.ndarray] = {}
     for count in COUNTS:
         fused = Fuse(FuseConfig(frames=count, scale=scale if count > 1 else 1), device, "fp32")(batch_of(tracks))
-        restored = pictures(torch.cat([stage(cut(fused, i, i + 4)).image for i in range(0, len(fused), 4)]))
+        restored = pictures(torch.cat([stage(fused.cut(i, i + 4)).image for i in range(0, len(fused), 4)]))
         for kind, made in (("restored", restored), ("bicubic", [bicubic(p) for p in pictures(fused.image)])):
             rows = {"PSNR (RGB, dB)": (np.array([psnr(a, b) for a, b in zip(made, truth, strict=True)]), people)}
             for embedder in embedders:

@@ -12,7 +12,7 @@ from skimage import data
 from pipeline.editing import contact_sheet
 
 FACE = (158, 48, 290, 180)  # px of the picture: left, top, right, bottom
-ATTRIBUTES = ("smiling", "age", "eyeglasses", "masculine")
+ATTRIBUTES = ("smiling", "age", "eyeglasses", "masculine", "beard")
 
 
 def edit_sheet() -> Image.Image:

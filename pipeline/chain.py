@@ -69,17 +69,10 @@ def join(parts: list[FaceBatch]) -> FaceBatch:
     return FaceBatch(**fields)
 
 
-def cut(batch: FaceBatch, start: int, stop: int) -> FaceBatch:
-    """Faces `start` to `stop` of a batch."""
-    return FaceBatch(
-        **{f.name: v[start:stop] for f in dataclasses.fields(batch) if (v := getattr(batch, f.name)) is not None}
-    )
-
-
 def fill(batch: FaceBatch, count: int) -> FaceBatch:
     """The batch, its last face repeated up to `count` faces."""
     missing = count - len(batch)
-    return batch if missing <= 0 else join([batch] + [batch.select(len(batch) - 1)] * missing)
+    return batch if missing <= 0 else join([batch] + [batch.cut(len(batch) - 1, len(batch))] * missing)
 
 
 def _same_frame(stage: Stage[Any], before: FaceBatch, after: FaceBatch) -> FaceBatch:
@@ -158,7 +151,7 @@ class Chain:
         """
         parts = []
         for start in range(0, len(batch), self.lot):
-            parts.append(self._run(cut(batch, start, start + self.lot)))
+            parts.append(self._run(batch.cut(start, start + self.lot)))
         return join(parts)
 
     def _run(self, batch: FaceBatch) -> FaceBatch:
@@ -173,7 +166,7 @@ class Chain:
                     # Plain resampling and stages that see one face at a time need no lots of one size; a large picture
                     # would be paid many times over.
                     lots = stage.generative and not stage.one_by_one
-                    batch = cut(stage(fill(batch, self.lot)), 0, count) if lots else stage(batch)
+                    batch = stage(fill(batch, self.lot)).cut(0, count) if lots else stage(batch)
                 except ImageError as error:
                     raise ChainError(f"stages[{index}] ({name}): {error}") from error
                 except Exception as error:  # a stage may fail in any way; the cause is kept and the face recorded

@@ -1,13 +1,12 @@
 """A face on its way into a batch, and where it was cut out."""
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from pipeline.images import Picture
+from pipeline.images import Picture, pixels_sha256
 from stages.base import Detection
 
 
@@ -92,4 +91,4 @@ class Face:
         if self.origin is None:
             return self.digest
         pixels = self.picture.pixels if self.frames is None else self.frames
-        return hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+        return pixels_sha256(pixels)

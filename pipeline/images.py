@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from stages.luma import LUMA
 
@@ -33,13 +33,18 @@ VIDEO_ENDINGS = frozenset(
     | {".3gp", ".264", ".h264", ".265", ".h265", ".hevc", ".mjpg", ".mjpeg", ".vob"}
 )
 
-MIN_SIDE_PX = 12  # DESIGN.md: a thumbnail is 12 px or more; below that no face is in it
+MIN_SIDE_PX = 12  # below that no face is in it
 MAX_PIXELS = 64_000_000
 MAX_ASPECT = 1.5  # of face crops; beyond it, padding to a square would be mostly mirror image
 # Mean of (largest - smallest channel), levels of 255. Of 1,800 colour faces (UTKFace, OMI, CelebAMask-HQ, averaged to
 # 16 px) none lies between 3.2 (toned prints, infra-red with compression noise) and 7.7 (the palest colour pictures).
 GREY_TOLERANCE = 5.0
 PNG_LEVEL = 2  # zlib level: 1 ms for 128x128 and within 5 % of the size that the default level reaches
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip  # EXIF orientation -> what makes the picture upright
 BROKEN = (
     OSError,
     SyntaxError,
@@ -282,6 +287,19 @@ def pixels_of(image: Image.Image) -> tuple[np.ndarray, dict[str, Any]]:
         ImageError: as `decode`.
     """
     notes: dict[str, Any] = {}
+    orientation = load(image, notes)
+    try:
+        return to_rgb(image.transpose(TURNS[orientation]) if orientation in TURNS else image, notes), notes
+    except BROKEN as error:
+        raise ImageError("corrupt", f"damaged: {error}") from error
+
+
+def load(image: Image.Image, notes: dict[str, Any]) -> int:
+    """Decode an opened picture as it lies in the file; its EXIF orientation, 1 where it is upright or unreadable.
+
+    Raises:
+        ImageError: damaged data.
+    """
     try:
         if getattr(image, "n_frames", 1) > 1:
             notes["frames"] = f"first of {image.n_frames}"  # type: ignore[attr-defined]
@@ -290,15 +308,12 @@ def pixels_of(image: Image.Image) -> tuple[np.ndarray, dict[str, Any]]:
         raise ImageError("corrupt", f"damaged or cut short: {error}") from error
     try:
         orientation = image.getexif().get(0x0112, 1)
-        if orientation in range(2, 9):
-            image = ImageOps.exif_transpose(image)
+        if orientation in TURNS:
             notes["exif_orientation"] = orientation
+            return int(orientation)
     except BROKEN:
         notes["exif_orientation"] = "unreadable, not applied"
-    try:
-        return to_rgb(image, notes), notes
-    except BROKEN as error:
-        raise ImageError("corrupt", f"damaged: {error}") from error
+    return 1
 
 
 def settle_grey(pixels: np.ndarray, notes: dict[str, Any]) -> Picture:
@@ -360,6 +375,11 @@ def encode_png(pixels: np.ndarray, info: PngImagePlugin.PngInfo | None = None) -
 def sha256(data: bytes) -> str:
     """SHA-256 in hexadecimal."""
     return hashlib.sha256(data).hexdigest()
+
+
+def pixels_sha256(pixels: np.ndarray) -> str:
+    """SHA-256 of an array's shape and values, in hexadecimal."""
+    return sha256(repr(pixels.shape).encode() + pixels.tobytes())
 
 
 def file_sha256(path: str | Path) -> str:

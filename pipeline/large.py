@@ -26,8 +26,10 @@ from pipeline.images import (
     BROKEN,
     GREY_TOLERANCE,
     PNG_LEVEL,
+    TURNS,
     ImageError,
     Limits,
+    load,
     make_grey,
     open_header,
     opened,
@@ -40,11 +42,6 @@ from stages.luma import luma
 BAND_ROWS = 64  # rows converted and analysed at a time
 FREED_BYTES = 4 << 20
 M_MMAP_THRESHOLD = -3  # of glibc's mallopt
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}  # fmt: skip  # EXIF orientation -> what makes the picture upright
 
 
 class PixelFile:
@@ -178,24 +175,6 @@ def _pixels(image: Tensor) -> np.ndarray:
     return to_uint8(image.permute(1, 2, 0).numpy())
 
 
-def _load(image: Image.Image, notes: dict[str, Any]) -> int:
-    """Decode an opened picture as it lies in the file; its EXIF orientation. Raises `ImageError` for damaged data."""
-    try:
-        if getattr(image, "n_frames", 1) > 1:
-            notes["frames"] = f"first of {image.n_frames}"  # type: ignore[attr-defined]
-        image.load()
-    except BROKEN as error:
-        raise ImageError("corrupt", f"damaged or cut short: {error}") from error
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-        if orientation in _TURNS:
-            notes["exif_orientation"] = orientation
-            return int(orientation)
-    except BROKEN:
-        notes["exif_orientation"] = "unreadable, not applied"
-    return 1
-
-
 def _upright(image: Image.Image, orientation: int, top: int, bottom: int) -> Image.Image:
     """Rows `top` to `bottom` of the upright picture: of one that lies on its side, columns of what was decoded."""
     on_side = orientation > 4
@@ -203,7 +182,7 @@ def _upright(image: Image.Image, orientation: int, top: int, bottom: int) -> Ima
         length = image.width if on_side else image.height
         top, bottom = length - bottom, length - top
     band = image.crop((top, 0, bottom, image.height) if on_side else (0, top, image.width, bottom))
-    return band.transpose(_TURNS[orientation]) if orientation in _TURNS else band
+    return band.transpose(TURNS[orientation]) if orientation in TURNS else band
 
 
 def _percentile(counts: np.ndarray, percent: float) -> float:
@@ -221,7 +200,7 @@ def spill(image: Image.Image, file: IO[bytes]) -> FileRows:
         ImageError: damaged data, or a pixel type we do not take.
     """
     notes: dict[str, Any] = {}
-    orientation, spread = _load(image, notes), 0.0
+    orientation, spread = load(image, notes), 0.0
     size = image.size if orientation > 4 else image.size[::-1]
     source = FileRows(file, *size)
     for top in range(0, source.height, BAND_ROWS):

@@ -28,6 +28,7 @@ from pipeline.images import (
     fit_mask,
     make_grey,
     pad_square,
+    pixels_sha256,
     read_bytes,
     read_picture,
     settle_grey,
@@ -281,10 +282,10 @@ class Restorer:
         elif isinstance(image, Image.Image):
             check_size(image.width, image.height, self.limits)
             picture = decode(image.copy())
-            digest = hashlib.sha256(repr(picture.pixels.shape).encode() + picture.pixels.tobytes()).hexdigest()
+            digest = pixels_sha256(picture.pixels)
         else:
             picture = self._from_array(np.asarray(image))
-            digest = hashlib.sha256(repr(picture.pixels.shape).encode() + picture.pixels.tobytes()).hexdigest()
+            digest = pixels_sha256(picture.pixels)
         size = picture.notes.get("padded_from_px") or picture.pixels.shape[:2]
         square = self.limits.accepts_px is not None
         picture = pad_square(picture) if square else picture

@@ -34,7 +34,7 @@ class Step(ABC, Generic[ConfigT]):
         generative: True where the stage adds detail that was not in its input (a learned prior), False for pure
             resampling and measurement. Recorded in the provenance.
         carries: fields that the stage brings along to the new size of `image` where an earlier stage wrote them.
-        accepts_px: smallest and largest side of the square face crops it takes as first stage; None = any picture.
+        accepts_px: smallest and largest side of the square face crops it takes; None = any picture.
         one_by_one: works on one face at a time, so that its result cannot depend on how many come together.
         training: config that trains its weights, named where they are missing.
     """

@@ -85,11 +85,8 @@ class FaceBatch:
         }
         return self.replace(**tensors)
 
-    def select(self, index: int) -> "FaceBatch":
-        """The face at `index` as a batch of one."""
-        cut = {
-            f.name: getattr(self, f.name)[index : index + 1]
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) is not None
-        }
-        return FaceBatch(**cut)
+    def cut(self, start: int, stop: int) -> "FaceBatch":
+        """Faces `start` to `stop` as a batch."""
+        return FaceBatch(
+            **{f.name: v[start:stop] for f in dataclasses.fields(self) if (v := getattr(self, f.name)) is not None}
+        )

@@ -10,7 +10,8 @@ from landmarks.heatmaps import draw, to_grid
 def pixel_loss(found: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     """0.7 L1 + 3 MSE, weighted per pixel; (B, 3, s, s) pictures, (B, 1, s, s) weights.
 
-    The mix gave the best PSNR of those tried in METHODS' starting point: MSE alone starts slowly, L1 alone ends lower.
+    The mix gave the best PSNR of those tried on a network of 7 M parameters: MSE alone starts slowly, L1 alone ends
+    lower.
     """
     difference = found - truth
     per_pixel = 0.7 * difference.abs() + 3 * difference.square()

@@ -277,7 +277,7 @@ def _psnr(found: Tensor, truth: Tensor) -> Tensor:
 
 
 def _fine(image: Tensor) -> Tensor:
-    """Mean absolute Laplacian of the luma: how much fine detail there is."""
+    """Mean absolute Laplacian of the mean of the channels: how much fine detail there is."""
     grey = image.mean(1, keepdim=True)
     return (4 * grey - sum(torch.roll(grey, s, d) for d in (2, 3) for s in (-1, 1)))[..., 1:-1, 1:-1].abs().mean()
 

@@ -197,6 +197,7 @@ def test_a_line_of_any_values_is_found_again_or_passed_over(
     with Journal(path) as journal:
         found = journal.find("a.png")
         assert found is None or found["input"] == "a.png"
+        assert found is not None or key != "faces" or not values or not isinstance(values[-1], int)
         if found is not None:
             list(journal.faces(found))
 

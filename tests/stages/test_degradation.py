@@ -309,7 +309,7 @@ def test_a_face_alone_degrades_as_in_a_batch() -> None:
     batch, config = make_batch(5), DegradationConfig(grey_probability=0.5)
     together = run(config, batch)
     for i in range(5):
-        alone = run(config, batch.select(i))
+        alone = run(config, batch.cut(i, i + 1))
         assert torch.equal(alone.image[0], together.image[i]) and alone.notes[0] == together.notes[i]
 
 

@@ -94,7 +94,7 @@ def test_the_stage_gives_each_face_what_it_gets_alone_and_leaves_its_input() -> 
     before = frames.clone()
     batch = FaceBatch(("a", "b"), frames[:, 0], frames[:, 0], (0, 1), torch.zeros(2, dtype=torch.bool), frames=frames)
     stage = Fuse(FuseConfig(frames=4), torch.device("cpu"), "fp32")
-    together, alone = stage(batch), stage(batch.select(1))
+    together, alone = stage(batch), stage(batch.cut(1, 2))
     assert together.image.shape == (2, 3, 32, 32) and together.frames is None
     assert torch.equal(together.image[1:], alone.image) and torch.equal(together.observed, together.image)
     assert torch.equal(frames, before) and together.notes[0]["fused"]["frames"] == [0, 1, 2, 3]

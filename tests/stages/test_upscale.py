@@ -77,7 +77,7 @@ def test_grain_is_noise_of_the_face_that_leaves_the_evidence_and_its_map_alone(w
     plain, grainy, half = (
         stage(size=192, fidelity=f, grain=g)(batch) for f, g in ((0.0, 0.0), (0.0, 0.03), (0.5, 0.03))
     )
-    again = stage(size=192, fidelity=0.0, grain=0.03)(batch.select(1))
+    again = stage(size=192, fidelity=0.0, grain=0.03)(batch.cut(1, 2))
     grain = grainy.image - plain.image
     assert torch.equal(again.image, grainy.image[1:2])
     assert 0.02 < grain.std() < 0.035 and not torch.equal(grain[0], grain[1])
@@ -109,7 +109,7 @@ def test_tiles_agree_with_the_whole(weights: Path) -> None:
 def test_a_face_alone_equals_the_same_face_in_company(weights: Path) -> None:
     batch = faces(3)
     together = stage(size=128)(batch).image
-    assert torch.equal(stage(size=128)(batch.select(1)).image, together[1:2])
+    assert torch.equal(stage(size=128)(batch.cut(1, 2)).image, together[1:2])
 
 
 def test_a_grey_face_stays_grey_and_maps_come_along(weights: Path) -> None:

@@ -113,9 +113,10 @@ def test_a_grown_editor_can_learn_the_new_attribute() -> None:
     small, large = trained_editor(), CooganNet(**MORE)
     grow_editor(large, small)
     large.edit_whole(torch.rand(1, 3, 128, 128), torch.tensor([[0.0, 1.0, 0.0]])).change.sum().backward()
-    for name, weight in large.whole.named_parameters():
-        if name.endswith("wanted.weight") and weight.ndim == 2:
-            assert weight.grad is not None and weight.grad[:, 1].abs().sum() > 0, name
+    wishes = {n: w for n, w in large.whole.named_parameters() if n.endswith("wanted.weight") and w.ndim == 2}
+    assert wishes
+    for name, weight in wishes.items():
+        assert weight.grad is not None and weight.grad[:, 1].abs().sum() > 0, name
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_the_shipped_editor_names_what_both_of_its_paths_learned_from() -> None:
     assert json.loads((ROOT / "weights" / "coogan_768.json").read_text())["data"]["sets"] == sets
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "weights").glob("*.json")), ids=lambda p: p.stem)
-def test_a_shipped_card_that_counts_faces_counts_those_of_every_set(path: Path) -> None:
-    data = json.loads(path.read_text())["data"]
-    assert "counts" not in data or data["counts"].keys() == data["sets"].keys()
+@pytest.mark.parametrize("name", ["attributes", "attributes_training", "coogan_768", "prouigan_128"])
+def test_a_shipped_card_counts_the_faces_of_every_set(name: str) -> None:
+    data = json.loads((ROOT / "weights" / f"{name}.json").read_text())["data"]
+    assert data["counts"].keys() == data["sets"].keys()
