@@ -172,7 +172,7 @@ class ChainConfig:
 
     def weight_names(self) -> tuple[str, ...]:
         """Names of the weight cards the chain loads, in order of use."""
-        names = [n for s in self.stages for n in STAGES[s.name].weight_names(s.config)]
+        names = [n for s in self.stages for n in STAGES[s.name].cards(s.config).values()]
         return tuple(dict.fromkeys(names))
 
 
@@ -362,13 +362,14 @@ def _weight_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> 
     """Weights that are missing, damaged or changed."""
     problems = []
     for index, entry in entries:
-        for name in STAGES[entry.name].weight_names(entry.config):
+        stage = STAGES[entry.name]
+        for option, name in stage.cards(entry.config).items():
             try:
                 read_checked(name)
             except WeightsError as error:
-                recipe = STAGES[entry.name].training
+                recipe = stage.training.get(option)
                 cure = "" if recipe is None else f"; to train them: revisage train -c {recipe} (docs/training.md)"
-                problems.append(f"{origin}: stages[{index}].weights = {name!r}: {error}{cure}")
+                problems.append(f"{origin}: stages[{index}].{option} = {name!r}: {error}{cure}")
     return problems
 
 

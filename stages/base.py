@@ -1,7 +1,7 @@
 """What every stage is: options checked at load time, fields read and written, one call."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Generic, Literal, TypeVar
@@ -36,7 +36,7 @@ class Step(ABC, Generic[ConfigT]):
         carries: fields that the stage brings along to the new size of `image` where an earlier stage wrote them.
         accepts_px: smallest and largest side of the square face crops it takes; None = any picture.
         one_by_one: works on one face at a time, so that its result cannot depend on how many come together.
-        training: config that trains its weights, named where they are missing.
+        training: by option, the config that trains its weights, named where they are missing.
     """
 
     Config: ClassVar[type[StageConfig]]
@@ -46,7 +46,7 @@ class Step(ABC, Generic[ConfigT]):
     carries: ClassVar[frozenset[str]] = frozenset()
     accepts_px: ClassVar[tuple[int, int] | None] = None
     one_by_one: ClassVar[bool] = False
-    training: ClassVar[str | None] = None
+    training: ClassVar[Mapping[str, str]] = {}
 
     @property
     def moments(self) -> int:
@@ -64,10 +64,11 @@ class Step(ABC, Generic[ConfigT]):
         return False
 
     @classmethod
-    def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
-        """Names of the cards in `weights/` this stage would load, for checks before anything runs."""
+    def cards(cls, config: StageConfig) -> dict[str, str]:
+        """The cards in `weights/` this stage would load, by the option that names them, for checks before anything
+        runs."""
         name = getattr(config, "weights", None)
-        return (name,) if name else ()
+        return {"weights": name} if name else {}
 
     @classmethod
     def makes_px(cls, config: StageConfig) -> int | None:

@@ -1,6 +1,6 @@
 """Stage `coogan`: change attributes of a face of any size in the memory of a small one."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -301,7 +301,10 @@ class Coogan(Stage[CooganConfig]):
     reads: ClassVar[frozenset[str]] = frozenset({"image"})
     writes: ClassVar[frozenset[str]] = frozenset({"image", "uncertainty", "face_score", "lr_consistency_db", "notes"})
     one_by_one: ClassVar[bool] = True
-    training: ClassVar[str] = "configs/train/coogan.yaml"
+    training: ClassVar[Mapping[str, str]] = {
+        "weights": "configs/train/coogan.yaml",
+        "parser": "configs/train/face_parser.yaml",
+    }
 
     def __init__(self, config: CooganConfig, device: torch.device, precision: Precision) -> None:
         super().__init__(config, device, precision)
@@ -314,9 +317,9 @@ class Coogan(Stage[CooganConfig]):
         self.editor = CooganEditor(network, parser, config.attributes, config.patch, config.overlap)
 
     @classmethod
-    def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
+    def cards(cls, config: StageConfig) -> dict[str, str]:
         assert isinstance(config, CooganConfig)
-        return config.weights, config.parser
+        return {"weights": config.weights, "parser": config.parser}
 
     def asking(self, attributes: dict[str, float]) -> "Coogan":
         """The same stage, with the same networks, for other attributes. Raises `ValueError` as the first."""

@@ -1,5 +1,6 @@
 """Stage `prouigan`: a covered 16x16 face becomes an uncovered 128x128 face, with its geometry and its uncertainty."""
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -74,6 +75,7 @@ class ProUigan(Stage[ProUiganConfig]):
     )
     carries: ClassVar[frozenset[str]] = frozenset({"to_source"})
     accepts_px: ClassVar[tuple[int, int]] = (12, 64)
+    training: ClassVar[Mapping[str, str]] = {"weights": "configs/train/prouigan.yaml"}
 
     @classmethod
     def makes_px(cls, config: StageConfig) -> int | None:

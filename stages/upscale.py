@@ -1,7 +1,7 @@
 """Stage `upscale`: a canonical face of some 128 px becomes one of 512 or 768, and still averages to what it was."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -64,7 +64,7 @@ class Upscale(Stage[UpscaleConfig]):
     reads: ClassVar[frozenset[str]] = frozenset({"image"})
     writes: ClassVar[frozenset[str]] = frozenset({"image", "uncertainty"})
     carries: ClassVar[frozenset[str]] = frozenset({"landmarks", "occlusion", "to_source"})
-    training: ClassVar[str] = "configs/train/upscale.yaml"
+    training: ClassVar[Mapping[str, str]] = {"weights": "configs/train/upscale.yaml"}
     one_by_one: ClassVar[bool] = True
     accepts_px: ClassVar[tuple[int, int] | None] = (64, 2048)
 
@@ -86,9 +86,9 @@ class Upscale(Stage[UpscaleConfig]):
         self.network = network
 
     @classmethod
-    def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
+    def cards(cls, config: StageConfig) -> dict[str, str]:
         assert isinstance(config, UpscaleConfig)
-        return () if config.model else (config.weights,)
+        return {} if config.model else {"weights": config.weights}
 
     @classmethod
     def model_files(cls, config: StageConfig) -> Sequence[Path]:

@@ -32,8 +32,8 @@ class NeedsWeights(NeedsLandmarks):
     reads: ClassVar[frozenset[str]] = frozenset({"image"})
 
     @classmethod
-    def weight_names(cls, config: StageConfig) -> tuple[str, ...]:
-        return ("not_there_v9",)
+    def cards(cls, config: StageConfig) -> dict[str, str]:
+        return {"weights": "not_there_v9"}
 
 
 def written(tmp_path: Path, text: str) -> Path:

@@ -245,7 +245,9 @@ def test_missing_weights_name_the_way_to_train_them(
 ) -> None:
     monkeypatch.setenv(WEIGHTS_ENV, str(tmp_path / "nothing"))
     assert run(faces, tmp_path / "out", "--set-attribute", "smiling=1") == 2
-    assert "train -c configs/train/coogan.yaml" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "weights = 'coogan_768'" in said and "train -c configs/train/coogan.yaml" in said
+    assert "parser = 'face_parser'" in said and "train -c configs/train/face_parser.yaml" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -93,6 +93,6 @@ def test_aspect_stretches_and_never_shrinks(aspect: float, size: tuple[int, int]
 
 def test_none_of_them_is_learned() -> None:
     for name in ("aspect", "deinterlace", "levels", "resample"):
-        assert not STAGES[name].generative and not STAGES[name].weight_names(
+        assert not STAGES[name].generative and not STAGES[name].cards(
             AspectConfig(pixel_aspect=1)
         )  # fmt: skip

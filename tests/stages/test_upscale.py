@@ -192,7 +192,7 @@ def test_a_foreign_network_takes_the_place_of_ours(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(stage_module, "load_foreign", lambda model, device: Half())
     (tmp_path / "some.pth").touch()
     config = UpscaleConfig(model=str(tmp_path / "some.pth"), size=128)
-    assert Upscale.weight_names(config) == () and Upscale.model_files(config) == (tmp_path / "some.pth",)
+    assert Upscale.cards(config) == {} and Upscale.model_files(config) == (tmp_path / "some.pth",)
     assert Upscale.makes_px(config) == 128
     batch = faces()
     out = Upscale(config, CPU, "fp32")(batch).image
