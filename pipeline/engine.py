@@ -7,8 +7,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -32,10 +31,10 @@ from pipeline.pool import Pair, Pool, context
 from pipeline.progress import Progress
 from pipeline.report import write_report
 from pipeline.restorer import FAILURES, Restorer
-from pipeline.run_record import code_sha256, core_count, hardware, versions
+from pipeline.run_record import Tally, code_sha256, core_count, run_record
 from pipeline.sources.boxes import BoxFile
 from pipeline.storage import RemoteFolder, is_url
-from pipeline.worker import Job, OnExists, Prior, Worker, in_hand
+from pipeline.worker import Job, OnExists, Outcome, Prior, Worker, in_hand
 
 DONE, SOME_FAILED, USAGE, NOTHING = 0, 1, 2, 4  # exit codes
 TASKS_PER_WORKER = 24  # fewer inputs than this do not repay another process
@@ -168,6 +167,13 @@ class Prepared:
         return Worker(self.restorer, self.job)
 
 
+def settle_process() -> None:
+    """What holds in every process that restores: one thread, for the work is shared among processes, and no limit of
+    Pillow's, for our own is checked before any decoding and can be raised by the user."""
+    torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS = None
+
+
 def prepare(request: Request) -> Prepared:
     """Check configuration, weights, device and inputs; build the chain; plan every name. Writes nothing.
 
@@ -177,8 +183,7 @@ def prepare(request: Request) -> Prepared:
     started = time.perf_counter()
     # One thread per worker on the CPU, whatever the number of workers: sums split over threads may round differently,
     # and the same input must give the same bytes. Cores are used by workers, which also scale better on small pictures.
-    torch.set_num_threads(1)
-    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked before any decoding, and can be raised by the user
+    settle_process()
     config = load_chain(request.config, fidelity=request.fidelity, overrides=request.overrides)
     device = pick_device(request.device)
     precision = pick_precision(request.precision, device)
@@ -270,11 +275,10 @@ def describe(prepared: Prepared) -> Iterator[str]:
         yield f"{task.source} -> {prepared.job.output.rstrip('/')}/{prepared.request.folder}/{task.target}{ending}"
 
 
-def _respawn(request: Request, job: Job) -> Worker:
+def respawn(request: Request, job: Job) -> Worker:
     """A worker in a fresh process (CUDA, or systems that cannot fork), for a request that names the batch size."""
     assert request.batch_size is not None
-    torch.set_num_threads(1)
-    Image.MAX_IMAGE_PIXELS = None
+    settle_process()
     restorer = Restorer.from_config(
         request.config, fidelity=request.fidelity, overrides=request.overrides, device=request.device,
         precision=request.precision, batch_size=request.batch_size, max_pixels=request.max_pixels,
@@ -347,12 +351,30 @@ def _prior(journal: Journal, name: str) -> Prior | None:
     return essence | {"faces": [_essence(face) for face in journal.faces(record)]}
 
 
+def _outcomes(
+    prepared: Prepared, pairs: Callable[[], Iterator[Pair]], lock: OutputLock, stop: _Stop
+) -> tuple[Iterable[Outcome], Pool | None]:
+    """What becomes of each task, from this process, a pool of workers or a cluster; and the pool, to be stopped."""
+    if prepared.request.engine == "ray":
+        return ray_engine.outcomes(prepared, pairs, lambda: stop.asked), None
+    if prepared.workers == 1:
+        return prepared.make_worker().process(pairs()), None
+    make: Callable[[], Worker] = (
+        partial(_forked, prepared, lock)
+        if prepared.forks
+        else partial(respawn, prepared.request_of_workers, prepared.job)
+    )
+    pool = Pool(
+        prepared.workers, make, prepared.make_worker().record_failure, prepared.restorer.device.type,
+        prepared.chunk, in_hand(prepared.restorer.batch_size),
+    )  # fmt: skip
+    return pool.process(pairs()), pool
+
+
 def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: OutputLock) -> int:
     request, begun, started = prepared.request, datetime.now(timezone.utc), time.perf_counter()
-    signing = prepared.config.signing
     output.write("_run/config.yaml", yaml.safe_dump(prepared.config.resolved(), sort_keys=False).encode())
-    spent, kept, made = [0.0, 0.0, 0.0], 0, 0
-    faces: Counter[str] = Counter()
+    tally = Tally()
     unused_boxes = _unused_boxes(prepared)
     with _stoppable() as stop:
 
@@ -362,35 +384,20 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
                     return
                 yield task, _prior(journal, task.name) if request.resume else None
 
-        pool: Pool | None = None
-        if request.engine == "ray":
-            outcomes = ray_engine.outcomes(prepared, pairs, lambda: stop.asked)
-        elif prepared.workers == 1:
-            outcomes = prepared.make_worker().process(pairs())
-        else:
-            make: Callable[[], Worker] = (
-                partial(_forked, prepared, lock)
-                if prepared.forks
-                else partial(_respawn, prepared.request_of_workers, prepared.job)
-            )
-            pool = Pool(
-                prepared.workers, make, prepared.make_worker().record_failure, prepared.restorer.device.type,
-                prepared.chunk, in_hand(prepared.restorer.batch_size),
-            )  # fmt: skip
-            outcomes = pool.process(pairs())
+        outcomes, pool = _outcomes(prepared, pairs, lock, stop)
         progress = Progress(len(prepared.plan), request.folder)
         try:
             for outcome in outcomes:
                 output.publish()
                 if outcome.record is not None:
                     journal.append(outcome.record)
-                    made += not (outcome.ends and prepared.config.takes_frames)
+                    tally.made += not (outcome.ends and prepared.config.takes_frames)
                 else:
-                    kept += 1
-                spent = [a + b for a, b in zip(spent, outcome.spent, strict=True)]
+                    tally.kept += 1
+                tally.spent = [a + b for a, b in zip(tally.spent, outcome.spent, strict=True)]
                 if not outcome.ends:
                     continue
-                faces.update(outcome.faces)
+                tally.faces.update(outcome.faces)
                 progress.add(outcome.status)
                 if request.fail_fast and outcome.status in FAILURES:
                     stop.asked = True
@@ -401,51 +408,20 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
         finally:
             progress.close()
             journal.sync()
-        elapsed = time.perf_counter() - started
-        counts = dict(sorted(progress.counts.items()))
-        left = len(prepared.plan) - sum(counts.values())
+        tally.seconds = time.perf_counter() - started
+        tally.inputs, tally.interrupted = progress.counts, stop.asked and not request.fail_fast
         journal.compact(prepared.plan.name_hashes)
-        record = {
-            "chain": prepared.config.resolved(),
-            "chain_sha256": prepared.config.digest(),
-            "config_file": prepared.config.origin,
-            "weights_sha256": prepared.weights,
-            "journal_sha256": file_sha256(journal.path),
-            "request": json.loads(json.dumps(dataclasses.asdict(request), default=str)),
-            "input_roots": prepared.plan.roots,
-            "device": prepared.restorer.device.type,
-            "precision": prepared.restorer.precision,
-            "workers": prepared.workers,
-            "batch_size": prepared.restorer.batch_size,
-            "versions": versions(),
-            "hardware": hardware(prepared.restorer.device),
-            "started_utc": begun.isoformat(timespec="seconds"),
-            "ended_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "counts": counts,
-            "face_counts": dict(sorted(faces.items())) if prepared.config.takes_frames else None,
-            "boxes_without_input": unused_boxes,
-            "inputs": len(prepared.plan),
-            "kept_from_earlier_run": kept,
-            "not_reached": left,
-            "interrupted": stop.asked and not request.fail_fast,
-            "seconds": {
-                "decode": round(spent[0], 3), "network": round(spent[1], 3), "encode": round(spent[2], 3),
-                "prepare": round(prepared.seconds, 3), "total": round(prepared.seconds + elapsed, 3),
-            },
-            "faces_per_second": round(made / max(elapsed, 1e-6), 2),
-            "generative": prepared.restorer.chain.generative,
-            "profile": prepared.config.profile,
-            "marking": prepared.config.marking.model_dump(mode="json"),
-            "signing": None if signing is None else signing.model_dump(mode="json", exclude={"key"}),
-            "cluster": prepared.config.cluster.model_dump(mode="json"),
+        record = run_record(prepared, begun, tally) | {
+            "journal_sha256": file_sha256(journal.path), "boxes_without_input": unused_boxes,
         }  # fmt: skip
         output.write("_run/run.json", json.dumps(record, indent=1).encode() + b"\n")
         report = write_report(output, prepared.plan, journal, record, request.max_pixels, prepared.drawers, lock.forget)
     place = report if request.remote is None else f"{request.remote.rstrip('/')}/_run/{report.name}"
     print(f"{request.folder}: {progress.state()}; report: {place}", file=sys.stderr, flush=True)
+    left = record["not_reached"]
     if left:
         print(f"{left} of {len(prepared.plan)} inputs not reached; the same command goes on from here", file=sys.stderr)
-    return SOME_FAILED if left or FAILURES & counts.keys() else DONE
+    return SOME_FAILED if left or FAILURES & progress.counts.keys() else DONE
 
 
 def run(request: Request, dry_run: bool = False) -> int:

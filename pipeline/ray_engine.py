@@ -50,9 +50,9 @@ class Actor:
     """A worker: builds the chain once, then answers blocks of inputs."""
 
     def __init__(self, request: "Request", job: Job) -> None:
-        from pipeline.engine import _respawn
+        from pipeline.engine import respawn
 
-        self.worker = _respawn(request, job)
+        self.worker = respawn(request, job)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[str]]:
         """Outcomes of a block of (task, earlier record) pairs, each as JSON. What ends the whole run is a row as well,

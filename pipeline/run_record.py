@@ -1,17 +1,26 @@
 """`run.json`: what ran, with what, on what, how long."""
 
+import dataclasses
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from pipeline import __version__
+
+if TYPE_CHECKING:
+    from pipeline.engine import Prepared
 
 CODE = ("landmarks", "stages", "pipeline")
 PACKAGES = (
@@ -80,3 +89,60 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+@dataclass
+class Tally:
+    """What came of the inputs of a run.
+
+    Attributes:
+        inputs, faces: how many ended how; faces only where inputs are frames. kept: results of an earlier run that
+        stand. made: new results. spent: seconds of decoding, network and encoding, summed over the workers. seconds:
+        of the whole. interrupted: stopped from outside before its end.
+    """
+
+    inputs: Counter[str] = field(default_factory=Counter)
+    faces: Counter[str] = field(default_factory=Counter)
+    kept: int = 0
+    made: int = 0
+    spent: Sequence[float] = (0.0, 0.0, 0.0)
+    seconds: float = 0.0
+    interrupted: bool = False
+
+
+def run_record(prepared: "Prepared", begun: datetime, tally: Tally) -> dict[str, Any]:
+    """What `run.json` says of a run that has ended."""
+    config, restorer, request = prepared.config, prepared.restorer, prepared.request
+    decode, network, encode = (round(seconds, 3) for seconds in tally.spent)
+    return {
+        "chain": config.resolved(),
+        "chain_sha256": config.digest(),
+        "config_file": config.origin,
+        "weights_sha256": prepared.weights,
+        "request": json.loads(json.dumps(dataclasses.asdict(request), default=str)),
+        "input_roots": prepared.plan.roots,
+        "device": restorer.device.type,
+        "precision": restorer.precision,
+        "workers": prepared.workers,
+        "batch_size": restorer.batch_size,
+        "versions": versions(),
+        "hardware": hardware(restorer.device),
+        "started_utc": begun.isoformat(timespec="seconds"),
+        "ended_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "counts": dict(sorted(tally.inputs.items())),
+        "face_counts": dict(sorted(tally.faces.items())) if config.takes_frames else None,
+        "inputs": len(prepared.plan),
+        "kept_from_earlier_run": tally.kept,
+        "not_reached": len(prepared.plan) - sum(tally.inputs.values()),
+        "interrupted": tally.interrupted,
+        "seconds": {
+            "decode": decode, "network": network, "encode": encode,
+            "prepare": round(prepared.seconds, 3), "total": round(prepared.seconds + tally.seconds, 3),
+        },
+        "faces_per_second": round(tally.made / max(tally.seconds, 1e-6), 2),
+        "generative": restorer.chain.generative,
+        "profile": config.profile,
+        "marking": config.marking.model_dump(mode="json"),
+        "signing": None if config.signing is None else config.signing.model_dump(mode="json", exclude={"key"}),
+        "cluster": config.cluster.model_dump(mode="json"),
+    }  # fmt: skip

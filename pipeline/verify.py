@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from PIL import Image
 
 from pipeline.chain import pick_device
 from pipeline.config import MarkingConfig, load_chain, weight_hashes
 from pipeline.credentials import RECORD_LABEL, read_manifest, unsigned
+from pipeline.engine import settle_process
 from pipeline.images import ImageError, file_sha256, sha256
 from pipeline.journal import line_of, read_records
 from pipeline.output import OutputError, OutputFolder
@@ -172,8 +171,7 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
         raise OutputError(f"{output}: no finished run here (expected _run/run.json and _run/journal.jsonl)")
     run = _read_run(run_file)
     config, request = load_chain(run["chain"]), run["request"]
-    torch.set_num_threads(1)
-    Image.MAX_IMAGE_PIXELS = None
+    settle_process()
     restorer = Restorer(config, pick_device(run["device"]), run["precision"], run["batch_size"], request["max_pixels"])
     weights = weight_hashes(config)
     boxes = request.get("boxes")
