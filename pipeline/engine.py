@@ -31,7 +31,7 @@ from pipeline.pool import Pair, Pool, context
 from pipeline.progress import Progress
 from pipeline.report import write_report
 from pipeline.restorer import FAILURES, Restorer
-from pipeline.run_record import Tally, code_sha256, core_count, run_record
+from pipeline.run_record import Tally, code_sha256, core_count, package_versions, run_record
 from pipeline.sources.boxes import BoxFile
 from pipeline.storage import RemoteFolder, is_url
 from pipeline.worker import Job, OnExists, Outcome, Prior, Worker, in_hand
@@ -111,7 +111,7 @@ def fingerprint(
         "chain": config.resolved(), "weights": weights, "device": device, "precision": precision,
         "priors": save_priors, "marked": config.marking.strip == "copies", "sidecar": config.marking.sidecar,
         "certificate": certificate,
-        "code": code_sha256(),
+        "code": code_sha256(), "packages": package_versions(),
     }  # fmt: skip
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

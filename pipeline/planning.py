@@ -27,7 +27,7 @@ ENDINGS = (".png", ".npz", ".json")  # of what is written for an input
 LONGEST_ENDING = 4  # of the files of every run; a sidecar's is longer, and fails with a name of 251 bytes
 FACE_NAME = re.compile(r"face_\d{3,}")  # of the outputs of one face, without the ending
 _PLAIN = {"": "%", ".": "%2E", "..": "%2E%2E"}  # parts of a name that would mean another folder
-PRODUCT_FOLDERS = ("restored", "degraded", "thumbnails", "uncertainty", "occlusion", "priors", "_run")
+PRODUCT_FOLDERS = ("restored", "degraded", "thumbnails", "uncertainty", "occlusion", "priors", "sidecars", "_run")
 
 
 class InputError(ValueError):
@@ -126,6 +126,8 @@ class InputSet:
     def tasks(self) -> Iterator[Task]:
         """Every input, in a fixed order. Raises `InputError`."""
         own = {os.path.realpath(self.output / name) for name in PRODUCT_FOLDERS}
+        if self.mask is not None:
+            self._refuse_own(f"--mask {self.mask}", self.mask, own)
         for given in self.inputs:
             yield from self._remote_tasks(given) if is_url(given) else self._expand(given, own)
 
@@ -164,15 +166,14 @@ class InputSet:
     def _expand(self, given: str, own: set[str]) -> Iterator[Task]:
         path, root = Path(os.path.abspath(given)), self._root(given)
         if path.is_dir():
-            if any(_is_inside(os.path.realpath(path), folder) for folder in own):
-                raise InputError(
-                    f"{given}: this folder is part of the output {self.output}; choose another output folder"
-                )
+            self._refuse_own(given, path, own)
             yield from self._walk(path, own)
         elif path.suffix.lower() == ".txt" and path.is_file():
             for entry in self._list_entries(path):
+                self._refuse_own(f"{given}: {entry}", entry, own)
                 yield self._task(entry, root)
         elif os.path.lexists(path):
+            self._refuse_own(given, path, own)
             yield self._task(path, root)
         else:
             for match in sorted(glob.iglob(str(path), recursive=True), key=_bytes):
@@ -180,6 +181,11 @@ class InputSet:
                 ending = os.path.splitext(match)[1].lower()
                 if ending in self.endings and not os.path.isdir(match) and not any(_is_inside(real, o) for o in own):
                     yield self._task(Path(match), root)
+
+    def _refuse_own(self, said: str, path: Path, own: set[str]) -> None:
+        """A run that read from the folders it writes to would overwrite what it reads."""
+        if any(_is_inside(os.path.realpath(path), folder) for folder in own):
+            raise InputError(f"{said}: this is part of the output {self.output}; choose another output folder")
 
     @staticmethod
     def _list_entries(path: Path) -> Iterator[Path]:

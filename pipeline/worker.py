@@ -371,6 +371,8 @@ class Worker:
                 file_digest = file_sha256(path)
                 self.output.settle(path, paths[kind])
                 made[kind] = file_digest
+        except ImageError as error:
+            return self._write(task, prior, failure(task.name, error, digest, time.perf_counter() - started), "", 0.0)
         except OSError as error:
             for kind in made:
                 self.output.remove(paths[kind])
@@ -622,12 +624,13 @@ class Worker:
         return files, self._sign(files, owner.task, frame)
 
     def _remove_old(self, target: str, kept: Collection[str], *ours: Mapping[str, str]) -> None:
-        """Remove what lies under a target, but for the kinds `kept`. Where outputs are not to be overwritten, only what
-        the hashes `ours` prove to be ours: those of an earlier record, and of what was not written to the end."""
+        """Remove what lies under a target, but for the kinds `kept`: what the hashes `ours` prove to be ours, those of
+        an earlier record and of what was not written to the end; and, where outputs are to be overwritten, any picture
+        that could pass for one."""
         for kind, path in product_paths(self.job.folder, target).items():
             proofs = {hashes[kind] for hashes in ours if kind in hashes}
             if kind not in kept and (
-                self.job.on_exists == "overwrite"
+                (self.job.on_exists == "overwrite" and kind in ("image", "uncertainty", "occlusion"))
                 or (proofs and (data := self.output.read(path)) is not None and sha256(data) in proofs)
             ):
                 self.output.remove(path)

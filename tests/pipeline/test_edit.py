@@ -110,6 +110,7 @@ def test_every_kind_of_picture_ends_as_it_should(editor: list[str], faces: Path,
     assert found["large.png"]["notes"]["edit"]["attributes"] == {"smiling": 1.0, "age": -0.5}
     assert found["nobody.png"]["output"] is None and "no face found" in found["nobody.png"]["reason"]
     edited = Image.open(tmp_path / "out" / found["large.png"]["output"])
+    assert len(found["broken.png"]["input_sha256"]) == 64, "what was wrong is named by its content too"
     assert edited.size == (420, 500) and json.loads(edited.text["Revisage"])["status"] == "ok"
     assert "trainedAlgorithmicMedia" in edited.text["XML:com.adobe.xmp"].replace("WithT", "t")
     assert Image.open(tmp_path / "out" / found["grey.png"]["output"]).mode == "L"

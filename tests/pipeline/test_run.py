@@ -262,8 +262,24 @@ def test_an_output_inside_the_input_is_not_read_again(folder: Path, restore: Cal
     for _ in range(2):
         assert restore(folder, folder, workers=1) == 0
         assert len(records(folder)) == 40
-    with pytest.raises(InputError, match="part of the output"):
-        restore(folder / "restored", folder, workers=1)
+    (folder / "list.txt").write_text("face00.png\nrestored/face00.png.png\n")
+    before = tree(folder)
+    for given in (folder / "restored", folder / "restored" / "face00.png", folder / "list.txt"):
+        with pytest.raises(InputError, match="part of the output"):
+            restore(given, folder, workers=1)
+    (folder / "occlusion").mkdir()
+    with pytest.raises(InputError, match="--mask .*part of the output"):
+        restore(folder / "face00.png", folder, workers=1, mask=folder / "occlusion")
+    assert tree(folder) == before
+
+
+def test_pictures_of_ones_own_that_lie_where_an_output_might_stay(folder: Path, restore: Callable[..., int]) -> None:
+    mine = folder / "thumbnails" / "face00.png"
+    mine.parent.mkdir()
+    mine.write_bytes(b"an original")
+    for _ in range(2):
+        assert restore(folder / "face00.png", folder, workers=1, on_exists="overwrite", resume=False) == 0
+        assert mine.read_bytes() == b"an original"
 
 
 def test_files_globs_and_lists_are_inputs(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
