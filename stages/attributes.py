@@ -34,8 +34,8 @@ REGIONS: dict[str, tuple[str, ...]] = {
 }
 
 # Parts that an edit leaves alone even where its own parts, widened, reach into them: hair has attributes of its own,
-# and the background would get a rim.
-SPARED = dict.fromkeys(("smiling", "age", "masculine", "mouth_open", "beard"), (*_HAIR, "background"))
+# and background and clothes would get a rim.
+SPARED = dict.fromkeys(("smiling", "age", "masculine", "mouth_open", "beard"), (*_HAIR, "background", "cloth"))
 # The first row of the canonical 128 px frame that an edit reaches: beards begin below the eyes.
 FIRST_ROW = {"beard": 60}
 
