@@ -22,6 +22,7 @@ from pipeline.output import OutputError, OutputFolder
 from pipeline.planning import ENDINGS, InputSet, Task, name_hash, record_target, target_of
 from pipeline.restorer import Restorer
 from pipeline.run_record import code_sha256
+from pipeline.sources.boxes import BoxFile
 from pipeline.worker import Job, Worker, product_paths, reproducible
 
 # Times, and what is compared through `reproducible`.
@@ -127,7 +128,20 @@ class _Again:
 
     def __init__(self, restorer: Restorer, job: Job, masks: InputSet) -> None:
         self.restorer, self.job, self.masks = restorer, job, masks
+        self.boxes = BoxFile(Path(job.boxes)) if job.boxes else None
         self._made: tuple[str, dict[int | None, dict[str, Any]]] = ("", {})
+
+    def is_of_this_run(self, record: dict[str, Any]) -> bool:
+        """Whether a line says that it was made as the last run makes them, and not by an earlier one with another
+        chain; what failed, and runs that kept no fingerprint, cannot tell and count as of it."""
+        if not self.job.fingerprint or not record.get("key"):
+            return True
+        name = record["input"]
+        mask = self.masks.mask_of(name, target_of(name))
+        beside = {None, file_sha256(mask) if mask else None}
+        if self.boxes is not None:
+            beside.add(f"boxes {self.boxes.digest(name)}")
+        return record["key"] in {self.job.key(record["input_sha256"], part) for part in beside}
 
     def differences(self, record: dict[str, Any], path: str) -> Iterator[str]:
         """What differs for one line when its input is made again."""
@@ -177,12 +191,12 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
     boxes = request.get("boxes")
     marking = MarkingConfig.model_validate(run["marking"])
     job = Job(
-        str(output), request["folder"], "", "overwrite", request["save_priors"], config.digest(), weights, boxes,
-        marking,
+        str(output), request["folder"], run.get("fingerprint", ""), "overwrite", request["save_priors"],
+        config.digest(), weights, boxes, marking,
     )  # fmt: skip
     again = _Again(restorer, job, InputSet((), output, Path(request["mask"]) if request["mask"] else None))
     roots, folder = [*inputs, *run["input_roots"]], OutputFolder(output)
-    checked = remade = absent = 0
+    checked = remade = absent = earlier = 0
     if run["versions"]["code_sha256"] != code_sha256():
         print("note: the code is not that of the run; what is made again is made with this one")
     problems = [f"weights {n} differ from the run's" for n, h in run["weights_sha256"].items() if weights.get(n) != h]
@@ -203,6 +217,8 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
         if record["input_sha256"]:
             if (path := _find_input(record, roots, found)) is None:
                 absent += 1
+            elif not again.is_of_this_run(record):
+                earlier += 1
             else:
                 remade += 1
                 found += again.differences(record, path)
@@ -214,6 +230,7 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
         problems.append(problem)
     print(
         f"{checked} records checked, {remade} made again, {absent} inputs no longer there as they were, "
-        f"{len(problems)} problem(s)"
+        + (f"{earlier} of an earlier run with another chain and not made again, " if earlier else "")
+        + f"{len(problems)} problem(s)"
     )
     return 1 if problems else 0 if checked else 4

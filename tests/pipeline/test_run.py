@@ -352,6 +352,21 @@ def test_verify_finds_a_changed_output(folder: Path, tmp_path: Path, restore: Ca
     assert verify(out) == 1
 
 
+def test_verify_makes_again_only_what_the_last_run_made(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    other = {"version": 1, "name": "larger", "stages": [{"stage": "resample", "size": 48}]}
+    restore(folder, out, workers=1)
+    restore(folder / "face00.png", out, other, workers=1)
+    assert verify(out) == 0
+    said = capsys.readouterr().out
+    assert "40 records checked, 1 made again" in said and "39 of an earlier run with another chain" in said
+    victim = out / records(out)["face02.png"]["output"]
+    victim.write_bytes(victim.read_bytes()[:-1])
+    assert verify(out) == 1, "its files are checked all the same"
+
+
 def test_verify_finds_planted_files_changed_inputs_and_damaged_records(
     folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
