@@ -168,8 +168,12 @@ class Prepared:
 
 
 def settle_process() -> None:
-    """What holds in every process that restores: one thread, for the work is shared among processes, and no limit of
-    Pillow's, for our own is checked before any decoding and can be raised by the user."""
+    """What holds in every process that restores: one thread, and no limit of Pillow's, for our own is checked before
+    any decoding and can be raised by the user.
+
+    One thread on the CPU, whatever the number of workers: sums split over threads may round differently, and the same
+    input must give the same bytes. Cores are used by workers, which also scale better on small pictures.
+    """
     torch.set_num_threads(1)
     Image.MAX_IMAGE_PIXELS = None
 
@@ -181,8 +185,6 @@ def prepare(request: Request) -> Prepared:
         ConfigError, InputError, OutputError: nothing was touched.
     """
     started = time.perf_counter()
-    # One thread per worker on the CPU, whatever the number of workers: sums split over threads may round differently,
-    # and the same input must give the same bytes. Cores are used by workers, which also scale better on small pictures.
     settle_process()
     config = load_chain(request.config, fidelity=request.fidelity, overrides=request.overrides)
     device = pick_device(request.device)

@@ -271,8 +271,8 @@ def edit_picture(
         notes = source.notes | {"edit": stage.note(plan), "in_bands": True}
         size, light = (source.height, source.width), _percentile(source.lumas, 90) / 255
         share, invented = PixelFile(map_scratch, *size, 1), 0.0
-        blocks = stage.editor.run(source, plan) if plan.frame.score >= least_score else ()
-        for block in blocks:
+        found = plan.frame.score >= least_score
+        for block in stage.editor.run(source, plan) if found else ():
             edited = luma(block.image[None])[0] if source.grey else block.image
             source.put(block.top, block.left, _pixels(edited))  # over what is not read again
             share.put(block.top, block.left, _pixels(block.invented))
@@ -280,7 +280,7 @@ def edit_picture(
         edit = LargeEdit(
             plan.frame.score, size, notes, light, invented / (size[0] * size[1]), time.perf_counter() - started
         )
-        if plan.frame.score >= least_score:
+        if found:
             text = text_of(edit)
             write_png(image_out, source, 1 if source.grey else 3, text)
             write_png(invented_out, share, 1, text)

@@ -12,7 +12,7 @@ import sys
 import tempfile
 import unicodedata
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,10 @@ def _is_inside(path: str, folder: str) -> bool:
     return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
 
 
+def _is_within(path: str, folders: Iterable[str]) -> bool:
+    return any(_is_inside(path, folder) for folder in folders)
+
+
 @dataclass(frozen=True)
 class InputSet:
     """What one run was asked to read.
@@ -141,7 +145,7 @@ class InputSet:
             ending = os.path.splitext(name)[1].lower()
             if ending not in self.endings or name.rpartition("/")[2].startswith("._"):
                 continue
-            if self.remote is None or not any(_is_inside(url, f"{self.remote}/{own}") for own in PRODUCT_FOLDERS):
+            if self.remote is None or not _is_within(url, (f"{self.remote}/{own}" for own in PRODUCT_FOLDERS)):
                 target = target_of(name)
                 refused = "a video in an object store: copy it to this machine" if ending in VIDEO_ENDINGS else None
                 yield Task(name, url, target, self.mask_of(name, target), refused)
@@ -179,12 +183,12 @@ class InputSet:
             for match in sorted(glob.iglob(str(path), recursive=True), key=_bytes):
                 real = os.path.realpath(match)
                 ending = os.path.splitext(match)[1].lower()
-                if ending in self.endings and not os.path.isdir(match) and not any(_is_inside(real, o) for o in own):
+                if ending in self.endings and not os.path.isdir(match) and not _is_within(real, own):
                     yield self._task(Path(match), root)
 
     def _refuse_own(self, said: str, path: Path, own: set[str]) -> None:
         """A run that read from the folders it writes to would overwrite what it reads."""
-        if any(_is_inside(os.path.realpath(path), folder) for folder in own):
+        if _is_within(os.path.realpath(path), own):
             raise InputError(f"{said}: this is part of the output {self.output}; choose another output folder")
 
     @staticmethod

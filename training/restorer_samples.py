@@ -83,6 +83,19 @@ def frame_matrix(matrix: np.ndarray, mirrored: bool) -> np.ndarray:
     return full
 
 
+def _without_truth() -> dict[str, Any]:
+    """What `FaceSamples._face` says of a sample, as far as nothing is known."""
+    return {
+        "gt": np.zeros((FRAME, FRAME, 3), np.uint8),
+        "mask": np.full((FRAME, FRAME), np.nan, np.float32),
+        "mask_lq": np.zeros((16, 16), np.float32),
+        "points": np.full((68, 2), np.nan),
+        "labels": np.full((32, 32), 255, np.uint8),
+        "inside": np.zeros((FRAME, FRAME), np.uint8),
+        "noise": np.nan,
+    }
+
+
 class FaceSamples(Task):
     """The samples of the restorer, which its rivals are trained on too (training/train_rival.py)."""
 
@@ -185,17 +198,7 @@ class FaceSamples(Task):
         sure = np.full((FRAME, FRAME), np.nan, np.float32)
         sure[38:50, 40:88] = 0
         sure[80:104, 46:82] = 1
-        return {
-            "lq": made.lq,
-            "gt": made.gt,
-            "mask": sure,
-            "mask_lq": np.zeros((16, 16), np.float32),
-            "points": np.full((68, 2), np.nan),
-            "labels": np.full((32, 32), 255, np.uint8),
-            "inside": np.zeros((FRAME, FRAME), np.uint8),
-            "noise": np.nan,
-            "face": 1.0,
-        }
+        return _without_truth() | {"lq": made.lq, "gt": made.gt, "mask": sure, "face": 1.0}
 
     def _uncovered(self, rng: np.random.Generator) -> DegradationConfig:
         """The camera's damage in half the cases, none in the others; never a painted cover."""
@@ -212,17 +215,7 @@ class FaceSamples(Task):
             return np.asarray(self.pack.images[int(rng.choice(self.members[int(rng.integers(len(self.members)))]))])
 
         lq = degrade_face(no_face(rng, any_face), None, rng, self._uncovered(rng)).lq
-        return {
-            "lq": lq,
-            "gt": np.zeros((FRAME, FRAME, 3), np.uint8),
-            "mask": np.full((FRAME, FRAME), np.nan, np.float32),
-            "mask_lq": np.zeros((16, 16), np.float32),
-            "points": np.full((68, 2), np.nan),
-            "labels": np.full((32, 32), 255, np.uint8),
-            "inside": np.zeros((FRAME, FRAME), np.uint8),
-            "noise": np.nan,
-            "face": 0.0,
-        }
+        return _without_truth() | {"lq": lq, "face": 0.0}
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
         rng = rng_of(self.config.loop.seed, index)
