@@ -60,6 +60,15 @@ class MarkingConfig(StageConfig):
     sidecar: bool = False
 
 
+class CaseConfig(StageConfig):
+    """Whose work a run is and what for, as an audit asks for it. It changes no result, and is no part of the chain's
+    hash."""
+
+    operator: str | None = None
+    reference: str | int | None = None  # of the case, as the house writes it
+    remarks: str | None = None
+
+
 class SigningConfig(StageConfig):
     """C2PA manifests in the outputs, signed with the user's own certificate; needs the extra `c2pa`."""
 
@@ -114,6 +123,7 @@ class _Document(BaseModel):
     marking: MarkingConfig = MarkingConfig()
     signing: SigningConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
+    case: CaseConfig = CaseConfig()
 
 
 @dataclass(frozen=True)
@@ -136,7 +146,7 @@ class ChainConfig:
         origin: the file it came from, for messages.
         video: how videos are read.
         profile: `forensic` where the chain says so and holds to it; `generative` where a stage is learned.
-        marking, signing, cluster: what else the document asks for; they change no pixel.
+        marking, signing, cluster, case: what else the document asks for; they change no pixel.
     """
 
     name: str
@@ -149,6 +159,7 @@ class ChainConfig:
     marking: MarkingConfig = MarkingConfig()
     signing: SigningConfig | None = None
     cluster: ClusterConfig = ClusterConfig()
+    case: CaseConfig = CaseConfig()
 
     @property
     def takes_frames(self) -> bool:
@@ -463,7 +474,7 @@ def load_chain(
     return ChainConfig(
         document.name, document.seed, stages, document.verdict, origin, document.video,
         document.profile or ("generative" if learned else None), document.marking,
-        _beside(document.signing, origin), document.cluster,
+        _beside(document.signing, origin), document.cluster, document.case,
     )  # fmt: skip
 
 

@@ -12,6 +12,13 @@ DISCLAIMER = (
 )
 STRIP = "generated detail; not for identification"  # under every generated picture that is shown
 PLAIN_NOTICE = "This picture was processed without a learned model. Compare it with the original."
+# Pixels across a face from which a camera is said to do that much (Axis, "Perfect pixel count").
+YARDSTICK = (
+    (4, "detection"),
+    (20, "recognition"),
+    (40, "identification in good conditions"),
+    (80, "identification in hard conditions"),
+)
 _IPTC = "http://cv.iptc.org/newscodes/digitalsourcetype/"
 _XMP = (
     '<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>'
@@ -24,6 +31,14 @@ _XMP = (
 def notice(generative: bool) -> str:
     """The standing words for a picture."""
     return DISCLAIMER if generative else PLAIN_NOTICE
+
+
+def yardstick(side_px: int) -> str:
+    """What so many recorded pixels across a face are good for, and from how many more would be."""
+    reached = [word for pixels, word in YARDSTICK if side_px >= pixels]
+    missing = [f"{word} begins at {pixels}" for pixels, word in YARDSTICK if side_px < pixels]
+    here = f"enough for {reached[-1]}" if reached else "too few for anything"
+    return f"{here}; {missing[0]}" if missing else here
 
 
 def source_type(generative: bool) -> str:

@@ -30,7 +30,7 @@ from pipeline.journal import Journal
 from pipeline.output import OutputFolder
 from pipeline.planning import Plan, Task, record_target
 from pipeline.pool import watch
-from pipeline.provenance import STRIP, notice
+from pipeline.provenance import STRIP, notice, yardstick
 
 PAGE_ITEMS = 200  # 2.5 MB of previews, or at most 10 MB of the files themselves
 LARGEST_PX = 256  # longer side of a picture on a page; what is larger is shown smaller, and linked
@@ -113,7 +113,7 @@ def _label(record: dict[str, Any]) -> str:
 def _item(
     task: Task, record: dict[str, Any], output: OutputFolder, limits: Limits, page: Page, exact: bool
 ) -> dict[str, Any]:
-    path = record.get("output")
+    path, side = record.get("output"), record.get("side_px")
     files = record.get("files_sha256", {})
     rest = path.partition("/")[2] if path else ""
     maps = {
@@ -130,6 +130,8 @@ def _item(
             k: record.get(k)
             for k in ("verdict", "reason", "error", "occluded_fraction", "lr_consistency_db", "face_score")
         },
+        "side_px": side,
+        "yardstick": None if side is None else yardstick(side),
         "sha256": record.get("input_sha256"),
         "dropped": dict(Counter(drop["reason"] for drop in record.get("dropped") or ())),
     }

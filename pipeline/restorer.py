@@ -59,6 +59,7 @@ class Result:
         lr_consistency_db: PSNR of output and input at the input's size over visible pixels; dB.
         verdict: `restored` or `not_decidable`, the latter with `reason`.
         face_score: how sure the restorer is that there is a face, in [0, 1].
+        side_px: shorter side of the face crop as it was recorded, pixels.
         parsing: (19, r, r) class probabilities in CelebAMask-HQ order.
         heatmaps: (68, r, r) landmark heatmaps.
         seconds: time spent on it; its share of the batch.
@@ -83,6 +84,7 @@ class Result:
     verdict: Literal["restored", "not_decidable"] = "not_decidable"
     reason: str | None = None
     face_score: float | None = None
+    side_px: int | None = None
     parsing: np.ndarray | None = None
     heatmaps: np.ndarray | None = None
     seconds: float = 0.0
@@ -403,6 +405,7 @@ class Restorer:
             verdict="restored" if reason is None else "not_decidable",
             reason=reason,
             face_score=score,
+            side_px=face.side_px,
             parsing=_array(batch.parsing, i),
             heatmaps=_array(batch.heatmaps, i),
             seconds=seconds,

@@ -146,4 +146,5 @@ def run_record(prepared: "Prepared", begun: datetime, tally: Tally) -> dict[str,
         "marking": config.marking.model_dump(mode="json"),
         "signing": None if config.signing is None else config.signing.model_dump(mode="json", exclude={"key"}),
         "cluster": config.cluster.model_dump(mode="json"),
+        "case": config.case.model_dump(mode="json"),
     }  # fmt: skip

@@ -255,6 +255,7 @@ def short_record(result: Result, restorer: Restorer, job: Job) -> dict[str, Any]
         "seed": restorer.seed_of(result.input_sha256 or ""),
         "precision": restorer.precision,
         "input_sha256": result.input_sha256,
+        "input_side_px": result.side_px,
         "status": result.status,
         "verdict": result.verdict,
         "reason": result.reason,
@@ -352,7 +353,8 @@ class Worker:
             )  # fmt: skip
             return Result(
                 task.name, status, verdict="restored" if reason is None else "not_decidable", reason=reason,
-                face_score=edit.face_score, notes=edit.notes, seconds=edit.seconds, input_sha256=digest,
+                face_score=edit.face_score, side_px=min(edit.size), notes=edit.notes, seconds=edit.seconds,
+                input_sha256=digest,
             )  # fmt: skip
 
         def text_of(edit: LargeEdit) -> PngInfo:
@@ -520,6 +522,7 @@ class Worker:
                 None if result.landmark_confidence is None else result.landmark_confidence.mean(), 3
             ),
             "face_score": _rounded(result.face_score, 4),
+            "side_px": result.side_px,
             "occluded_fraction": _rounded(result.occluded_fraction, 4),
             "lr_consistency_db": _rounded(result.lr_consistency_db, 2),
             "verdict": result.verdict,
@@ -593,6 +596,7 @@ class Worker:
             "landmarks_px": None,
             "landmark_confidence": None,
             "face_score": None,
+            "side_px": None,
             "occluded_fraction": None,
             "lr_consistency_db": None,
             "verdict": "restored" if status == "ok" else "not_decidable",

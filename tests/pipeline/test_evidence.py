@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.config import ConfigError, load_chain
 from pipeline.images import sha256
 from pipeline.output import OutputError
-from pipeline.provenance import DISCLAIMER, STRIP
+from pipeline.provenance import DISCLAIMER, STRIP, yardstick
 from pipeline.restorer import Restorer
 from pipeline.verify import verify
 from stages import STAGES
@@ -157,6 +157,45 @@ def test_the_strip_of_the_report_can_be_left_out(
     html = (tmp_path / "out" / "_run" / "report.html").read_text()
     assert (STRIP in html) == shown and "Not for identification" in html
     assert not (tmp_path / "out" / "_run" / "marked").exists()
+
+
+def test_operator_and_case_are_recorded_and_change_no_result(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], learned: dict[str, Any]
+) -> None:
+    out, said = tmp_path / "out", {"operator": "J. Doe <&>", "reference": 118}
+    restore(folder / "face00.png", out, learned, workers=1)
+    before = json.loads((out / "_run" / "run.json").read_text())
+    restore(folder / "face00.png", out, learned | {"case": said}, workers=1)
+    after = json.loads((out / "_run" / "run.json").read_text())
+    assert after["case"] == said | {"remarks": None}
+    assert after["kept_from_earlier_run"] == 1 and after["chain_sha256"] == before["chain_sha256"]
+    html = (out / "_run" / "report.html").read_text()
+    assert "J. Doe &lt;&amp;&gt;" in html and "118" in html
+
+
+def test_the_recorded_pixels_stand_beside_every_result(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], learned: dict[str, Any]
+) -> None:
+    restore(folder / "face00.png", tmp_path / "out", learned, workers=1)
+    side = min(Image.open(folder / "face00.png").size)
+    line = json.loads((tmp_path / "out" / "_run" / "journal.jsonl").read_text())
+    image = Image.open(tmp_path / "out" / line["output"])
+    html = (tmp_path / "out" / "_run" / "report.html").read_text()
+    assert line["side_px"] == side == json.loads(image.info["Revisage"])["input_side_px"]
+    assert f"at most {side} px across the face: {yardstick(side)}" in html
+
+
+@pytest.mark.parametrize(
+    ("side", "said"),
+    [
+        (3, "too few for anything; detection begins at 4"),
+        (16, "enough for detection; recognition begins at 20"),
+        (20, "enough for recognition; identification in good conditions begins at 40"),
+        (80, "enough for identification in hard conditions"),
+    ],
+)
+def test_the_yardstick_names_what_is_reached_and_what_is_not(side: int, said: str) -> None:
+    assert yardstick(side) == said
 
 
 # Verdicts
