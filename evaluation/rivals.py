@@ -328,6 +328,22 @@ def read(spec: str | Mapping[str, Any]) -> Interpolation | _Options:
     return options
 
 
+def _enlarger(options: _InpaintFirst | _UpsampleFirst) -> str | dict[str, Any]:
+    """The entry of the rival that enlarges in two steps."""
+    return options.inpaint_then_upsample if isinstance(options, _InpaintFirst) else options.upsample_then_inpaint
+
+
+def card_of(spec: str | Mapping[str, Any]) -> str:
+    """The card of the one network that paints for a rival: an enlarging one alone, or an inpainter beside plain
+    interpolation. "" where there is none or other painters are beside it; what finds the occluder paints nothing."""
+    options = read(spec)
+    if isinstance(options, _InpaintFirst | _UpsampleFirst) and isinstance(_enlarger(options), str):
+        painter: object = options.inpaint
+    else:
+        painter = options
+    return painter.network if isinstance(painter, _Network) else ""
+
+
 def create(spec: str | Mapping[str, Any], folder: Path | None = None, device: torch.device | None = None) -> Rival:
     """Build the rival that one entry of `rivals` names.
 
@@ -348,15 +364,14 @@ def create(spec: str | Mapping[str, Any], folder: Path | None = None, device: to
     if isinstance(options, _Spandrel):
         return SpandrelFile(folder / options.spandrel, device, options.input_px, options.framing)
     assert isinstance(options, _InpaintFirst | _UpsampleFirst)
-    first = isinstance(options, _InpaintFirst)
-    inner = options.inpaint_then_upsample if isinstance(options, _InpaintFirst) else options.upsample_then_inpaint
-    upsample = create(inner, folder, device)
+    upsample = create(_enlarger(options), folder, device)
     if isinstance(options.inpaint, _Network):
         fill, name = network_fill(options.inpaint.network, device), options.inpaint.network
     elif isinstance(options.inpaint, _InpaintFile):
         fill, name = spandrel_fill(folder / options.inpaint.spandrel, device), options.inpaint.spandrel.stem
     else:
         fill, name = opencv_fill(options.inpaint), options.inpaint
+    first = isinstance(options, _InpaintFirst)
     return TwoSteps(upsample, fill, name, first, FoundMask(options.mask, device) if options.mask else None)
 
 

@@ -68,9 +68,6 @@ def identity_errors(restored: np.ndarray, originals: np.ndarray, people: Sequenc
 
 def thumbnails(faces: Sequence[EvaluationFace]) -> Iterator[tuple[str, float, list[np.ndarray]]]:
     """Measure, nominal value and the thumbnails of all faces, (n, n, 3) uint8, step by step."""
-    clean = DegradationConfig.model_validate({
-        name: 0.0 for name in DegradationConfig.model_fields if name.endswith("_probability")
-    })  # fmt: skip
     for side in SIDES_PX:
         yield "side_px", side, [thumbnail(face.image, size=side) for face in faces]
     for gain in GAINS:
@@ -81,8 +78,7 @@ def thumbnails(faces: Sequence[EvaluationFace]) -> Iterator[tuple[str, float, li
             noisy.append(np.clip(np.rint(plain + noise), 0, 255).astype(np.uint8))
         yield "brightness", gain, noisy
     for share in COVERED:
-        options = {"occluder_probability": float(share > 0), "coverage": (share, share)}
-        config = clean.model_copy(update=options)
+        config = DegradationConfig.clean(occluder_probability=float(share > 0), coverage=(share, share))
         made = [degrade_face(face.image, face.landmarks, face.rng, config).lq for face in faces]
         yield "occluded_fraction", share, [to_uint8(lq) for lq in made]
     made = [degrade_face(face.image, face.landmarks, face.rng, DegradationConfig()).lq for face in faces]

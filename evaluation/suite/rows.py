@@ -235,8 +235,8 @@ def rival_row(spec: str | dict[str, Any], folder: Path, device: Device = "auto")
         return Made.plain(to_uint8(images))
 
     source = "".join(inspect.getsource(module) for module in (rivals, foreign_upscalers))
-    card = str(spec.get("network", "")) if isinstance(spec, dict) else ""
-    return Row(rival.name, make, fingerprint("rival 2", spec, contents, source, place.type), card, rival=True)
+    key = fingerprint("rival 2", spec, contents, source, place.type)
+    return Row(rival.name, make, key, rivals.card_of(spec), rival=True)
 
 
 def _strings(value: Any) -> list[str]:

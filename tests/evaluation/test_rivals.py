@@ -139,6 +139,23 @@ def test_two_steps_are_named_in_their_order() -> None:
     assert create({"upsample_then_inpaint": "bicubic", "inpaint": "ns", "mask": None}).name == "bicubic then ns"
 
 
+@pytest.mark.parametrize(
+    ("spec", "card"),
+    [
+        ("bicubic", ""),
+        ({"network": "rcan_128"}, "rcan_128"),
+        ({"inpaint_then_upsample": "bicubic", "inpaint": {"network": "inpaint_16"}}, "inpaint_16"),
+        ({"upsample_then_inpaint": "lanczos", "inpaint": {"network": "inpaint_128"}}, "inpaint_128"),
+        ({"inpaint_then_upsample": "bicubic", "inpaint": "telea"}, ""),
+        ({"inpaint_then_upsample": {"network": "rcan_128"}, "inpaint": "telea"}, ""),
+        ({"inpaint_then_upsample": {"network": "rcan_128"}, "inpaint": {"network": "inpaint_16"}}, ""),
+        ({"real_esrgan": "x4plus"}, ""),
+    ],
+)
+def test_a_row_is_of_the_card_whose_network_paints_alone(spec: Any, card: str) -> None:
+    assert rivals.card_of(spec) == card
+
+
 def test_two_steps_use_the_mask_they_find_where_none_is_given() -> None:
     picture, mask = covered()
     asked: list[int] = []
