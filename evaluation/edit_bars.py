@@ -10,7 +10,6 @@ reconstruction's, in both readings: the cosine, and the stricter 1 - distance. S
 patches with those two pixels beside them, in the change itself. Needs the extras `dlib` and `evaluate`.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from PIL import Image
 
 from evaluation.card_metrics import cards_measured
+from evaluation.commands import add_precision, command_parser
 from evaluation.faces import large_faces, read_validation_list
 from evaluation.metrics import psnr
 from evaluation.statistics import Direction, Estimate, Finding, bootstrap, write_tables
@@ -182,14 +182,14 @@ def _seams(faces: Sequence[np.ndarray], weights: str, precision: str) -> list[Fi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where every bar is reached."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.edit_bars", description=(__doc__ or "").split("\n")[0])
+    parser = command_parser("edit_bars", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="Parquet of large faces (OMI)")
     parser.add_argument("--out", type=Path, required=True, help="where edit_bars.json and .md go")
     parser.add_argument("--weights", default="coogan_768", help="card of the editor (default: %(default)s)")
     parser.add_argument("--classifier", default="attributes", help="card of a classifier no training used")
     parser.add_argument("--limit", type=int, default=40, help="faces (default: %(default)s)")
     parser.add_argument("--strength", type=float, default=1.0, help="of the edits (default: %(default)s)")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add_precision(parser)
     args = parser.parse_args(arguments)
     classifier = load_network(args.classifier, torch.device("cpu"))
     if not isinstance(classifier, TraitNet):

@@ -5,7 +5,6 @@ through the project's degradation with noise and JPEG of its own each time. Fram
 restoration is compared with the same truth.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from evaluation.commands import command_parser
 from evaluation.embedders import Embedder, OnnxEmbedder
 from evaluation.faces import THUMBNAIL_SIZE, EvaluationFace, bicubic, load_faces, read_validation_list
 from evaluation.metrics import psnr
@@ -101,7 +101,7 @@ def _finding(subset: str, metric: str, row: str, estimate: Estimate) -> Finding:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write `multi_frame.json` and `.md`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.multi_frame", description=__doc__.partition("\n")[0])
+    parser = command_parser("multi_frame", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="PARQUET", help="a Parquet file of faces")
     parser.add_argument("-c", "--config", type=Path, default=Path("configs/cctv_restore.yaml"))
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the tables")

@@ -8,8 +8,6 @@ on unseen faces at 768 px, without a region and without the exact answer "leave 
 transfer_unit.json and transfer_unit.md.
 """
 
-import argparse
-import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -19,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from evaluation.commands import command_parser, write_measured
 from evaluation.faces import large_faces
 from evaluation.metrics import psnr
 from evaluation.statistics import Estimate, bootstrap
@@ -136,9 +135,7 @@ def passes(counts: Sequence[Count]) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where the bars are met."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.transfer_unit", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command_parser("transfer_unit", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="where transfer_unit.json and .md go")
     parser.add_argument("--cards", nargs="*", default=[], help="editors to reconstruct with")
     parser.add_argument("--data", type=Path, help="Parquet of faces for the reconstruction")
@@ -155,15 +152,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(network, CooganNet):
             parser.error(f"{card} holds a {type(network).__name__}, not an editor")
         found[card] = bootstrap(np.array([reconstruction_db(network, [face]) for face in faces]))
-    args.out.mkdir(parents=True, exist_ok=True)
     record = {
         "definitions": DEFINITIONS,
         "counts": [asdict(c) for c in counts],
         "reconstruction_db": {card: asdict(estimate) for card, estimate in found.items()},
     }
-    (args.out / "transfer_unit.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (args.out / "transfer_unit.md").write_text(table(counts, found), encoding="utf-8")
-    print(table(counts, found), end="")
+    write_measured(record, table(counts, found), args.out, "transfer_unit")
     return 0 if passes(counts) else 1
 
 

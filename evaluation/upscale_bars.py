@@ -8,7 +8,6 @@ with restored faces (16 -> 128 -> 512) has no truth for its detail: NIQE only. `
 same threads; leave the machine idle for it. A row whose package is missing is left out and named.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from evaluation.card_metrics import cards_measured
+from evaluation.commands import add_precision, command_parser
 from evaluation.faces import large_faces
 from evaluation.metrics import psnr, ssim
 from evaluation.statistics import Estimate, Finding, bootstrap, paired_difference, write_tables
@@ -169,15 +169,13 @@ def side_by_side(faces: Sequence[np.ndarray], weights: str, precision: str, path
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where every bar is reached."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.upscale_bars", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command_parser("upscale_bars", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="Parquet of faces that resolve 512 px (OMI)")
     parser.add_argument("--out", type=Path, required=True, help="where upscale_bars.json, .md and sheet.png go")
     parser.add_argument("--weights", default="upscale_768", help="card (default: %(default)s)")
     parser.add_argument("--config", default="configs/cctv_restore.yaml", help="chain of the restored faces")
     parser.add_argument("--limit", type=int, default=40, help="faces (default: %(default)s)")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add_precision(parser)
     parser.add_argument("--time", action="store_true", help="also measure the speed")
     args = parser.parse_args(arguments)
     faces = large_faces(args.data, LARGE, args.limit)
