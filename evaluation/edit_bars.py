@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from evaluation.card_metrics import cards_measured
+from evaluation.cards import cards_measured
 from evaluation.commands import add_precision, command_parser
 from evaluation.faces import large_faces, read_validation_list
 from evaluation.metrics import psnr

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.card_metrics import cards_measured
+from evaluation.cards import cards_measured
 from evaluation.commands import add_precision, command_parser
 from evaluation.faces import large_faces
 from evaluation.metrics import psnr, ssim

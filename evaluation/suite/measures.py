@@ -17,8 +17,8 @@ from evaluation.naturalness import SHEET_SIDE, frechet_distance, niqe_of_faces, 
 from evaluation.statistics import Direction
 from evaluation.suite.cache import card_key
 from evaluation.suite.rows import Made, Views
-from evaluation.traits import TraitReader, labels_of, mean_recall
-from evaluation.traits import columns as trait_columns
+from evaluation.trait_reader import TraitReader, labels_of, mean_recall
+from evaluation.trait_reader import columns as trait_columns
 from landmarks.backends import create, why_unavailable
 from landmarks.backends.dlib import hog_box
 from stages import basicsr_adapter
@@ -451,7 +451,7 @@ UNCERTAINTY = Family(
 )  # fmt: skip
 
 
-# --- traits and naturalness: evaluation.traits, evaluation.naturalness -----------------------------------------------
+# --- traits and naturalness: evaluation.trait_reader, evaluation.naturalness -----------------------------------------
 
 
 @cache
