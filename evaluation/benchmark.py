@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from evaluation.commands import add_config, add_device, command_parser, write_measured
 from evaluation.faces import decode
+from evaluation.operations import operations
 from evaluation.restore_command import journal_statuses, make_thumbnails, restore_command
 from evaluation.restoring import Device, build_stage, face_batch
 from stages.base import Precision
@@ -47,13 +47,6 @@ def best_rate(call: Callable[[], object], device: torch.device, seconds: float =
     while time.perf_counter() < until or best == 0.0:
         best = max(best, times / timed(times))
     return best
-
-
-def operations(call: Callable[[], object]) -> int:
-    """Floating-point operations of one call: convolutions, matrix products and attention; a multiply-add counts two."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 @torch.inference_mode()

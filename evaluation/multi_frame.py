@@ -17,9 +17,8 @@ from evaluation.commands import command_parser
 from evaluation.embedders import Embedder, OnnxEmbedder
 from evaluation.faces import THUMBNAIL_SIZE, EvaluationFace, bicubic, load_faces, read_validation_list
 from evaluation.metrics import psnr
-from evaluation.restoring import build_stage
+from evaluation.restoring import build_stage, pictures
 from evaluation.statistics import Estimate, Finding, bootstrap, write_tables
-from pipeline.images import to_uint8
 from stages.batch import FaceBatch
 from stages.degradation import DegradationConfig, degrade_face
 from stages.fuse import Fuse, FuseConfig
@@ -60,11 +59,6 @@ def batch_of(thumbnails: np.ndarray) -> FaceBatch:
         sources=tuple(map(str, range(count))), image=frames[:, 0], observed=frames[:, 0], seeds=tuple(range(count)),
         grey=torch.zeros(count, dtype=torch.bool), frames=frames,
     )  # fmt: skip
-
-
-def pictures(image: torch.Tensor) -> list[np.ndarray]:
-    """uint8 (H, W, 3) pictures of a (B, 3, H, W) tensor."""
-    return [to_uint8(p.permute(1, 2, 0).float().cpu().numpy()) for p in image]
 
 
 def compare(

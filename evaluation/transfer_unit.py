@@ -9,25 +9,24 @@ transfer_unit.json and transfer_unit.md.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from evaluation.commands import command_parser, write_measured
+from evaluation.editing import FACE_PX, reconstruction_db
 from evaluation.faces import large_faces
-from evaluation.metrics import psnr
+from evaluation.operations import operations
 from evaluation.statistics import Estimate, bootstrap
-from pipeline.images import to_uint8
-from stages.networks.coogan import GLOBAL_SIZE, CooganNet
+from stages.networks.coogan import CooganNet
 from stages.networks.transfer_unit import LightUnit, StganUnit
 from stages.weights import load_network
 
 PARAMETERS_BAR, MULTIPLY_ADDS_BAR = 0.6, 0.4
-FACE_PX = 768
 # Channels, state channels, size in px of the units of coogan_768: three of the global path, two of the local one, whose
 # sizes are those in a patch of 512 px.
 WIDTHS = ((128, 192, 16), (64, 128, 32), (32, 64, 64), (64, 96, 128), (32, 64, 256))
@@ -52,56 +51,15 @@ class Count:
     light_macs: int
 
 
-def multiply_adds(network: nn.Module, run: Callable[[], object]) -> int:
-    """Multiplications of the convolutions of `network` while `run` uses it, counted on the layers themselves."""
-    total = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-        # A transposed convolution spreads every input over its kernel; a plain one gathers every output from it.
-        places = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else out
-        total += places.numel() * layer.weight[0].numel()
-
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    hooks = [m.register_forward_hook(count) for m in layers]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
-
-
 def count(channels: int, state: int, size: int) -> Count:
     """Build both units at one width and count them."""
     figures = []
+    inputs = torch.zeros(1, channels, size, size), torch.zeros(1, state, size // 2, size // 2)
     for kind in (StganUnit, LightUnit):
         unit = kind(channels, state)
-        inputs = torch.zeros(1, channels, size, size), torch.zeros(1, state, size // 2, size // 2)
-
-        def run(unit: nn.Module = unit, inputs: tuple[Tensor, Tensor] = inputs) -> object:
-            return unit(*inputs)
-
-        figures.append((sum(p.numel() for p in unit.parameters()), multiply_adds(unit, run)))
+        figures.append((sum(p.numel() for p in unit.parameters()), operations(partial(unit, *inputs)) // 2))
     (p_stgan, m_stgan), (p_light, m_light) = figures
     return Count(channels, state, size, p_stgan, p_light, m_stgan, m_light)
-
-
-@torch.inference_mode()
-def reconstruction_db(network: CooganNet, faces: Sequence[np.ndarray]) -> float:
-    """Mean PSNR in dB of both paths over whole faces when no change is asked, without region."""
-    scores = []
-    for face in faces:
-        image = torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].float() / 255
-        small = torch.nn.functional.interpolate(image, size=(GLOBAL_SIZE,) * 2, mode="area")
-        none = torch.zeros(1, len(network.attributes))
-        step = GLOBAL_SIZE / FACE_PX
-        place = torch.tensor([[[step, 0, step / 2 - 0.5], [0, step, step / 2 - 0.5]]])
-        change, _ = network.edit_patch(image, network.edit_whole(small, none), place, none)
-        scores.append(psnr(to_uint8((image + change)[0].permute(1, 2, 0).numpy()), face))
-    return float(np.mean(scores))
 
 
 def table(counts: Sequence[Count], found: dict[str, Estimate]) -> str:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from evaluation import benchmark, endurance, memory, restore_command, scaling
 from evaluation.faces import example_faces
+from evaluation.operations import operations
 
 
 def test_thumbnails_are_seeded_distinct_and_16_px(tmp_path: Path) -> None:
@@ -42,7 +43,7 @@ def test_work_is_counted_under_inference_mode_too() -> None:
     def call() -> torch.Tensor:
         return layer(x)
 
-    assert benchmark.operations(call) == 2 * 9 * 8 * 16 * 100 * 2
+    assert operations(call) == 2 * 9 * 8 * 16 * 100 * 2
 
 
 def test_statuses_are_counted_from_the_journal(tmp_path: Path) -> None:
