@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from evaluation.metrics import area_average, lr_consistency_db, luma, nme, overlap, psnr, rank_correlation, ssim
-from evaluation.naturalness import SHEET_SIDE, frechet_distance, niqe_of_faces, paired_kernel_distance
+from evaluation.naturalness import SHEET_SIDE, frechet_distance, kernel_distance, niqe_of_faces
 from evaluation.statistics import Direction
 from evaluation.suite.cache import card_key
 from evaluation.suite.rows import Made, Views
@@ -560,7 +560,7 @@ SET_MEASURES: Sequence[SetMeasure] = (
         "kernel distance",
         "squared maximum mean discrepancy under a cubic kernel, unbiased, no face compared with itself; interval by "
         "leaving out blocks of faces",
-        paired_kernel_distance,
+        kernel_distance,
         version=2,
     ),
 )
