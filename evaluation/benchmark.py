@@ -5,70 +5,29 @@
 Thumbnails are made on the spot from scikit-image's own faces. Writes OUT/benchmark.json and OUT/benchmark.md.
 """
 
-import argparse
-import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
-from evaluation.faces import bicubic, decode
-from evaluation.restoring import REPOSITORY, Device, build_stage, face_batch
-from landmarks.alignment import CANONICAL_SIZE, to_canonical, warp
-from pipeline.images import to_uint8
+from evaluation.commands import add_config, add_device, command_parser, write_measured
+from evaluation.faces import decode
+from evaluation.operations import operations
+from evaluation.restore_command import journal_statuses, make_thumbnails, restore_command
+from evaluation.restoring import Device, build_stage, face_batch
 from stages.base import Precision
-from stages.degradation import DegradationConfig, degrade_face
 
 BATCH = 32  # faces a call, for the network and for the convolution that gives the peak
 PEAK_CHANNELS, PEAK_SIZE = 256, 16  # the 3x3 convolution whose rate is taken for the machine's peak
 MEASURE_SECONDS = 3.0
-# Eye centres, nose tip, mouth corners of scikit-image's astronaut, (x, y) px of the 512 px picture, by eye.
-ASTRONAUT_FIVE = np.array([(203, 101), (247, 103), (225, 127), (205, 142), (243, 142)], np.float64)
-
-
-def example_faces() -> list[np.ndarray]:
-    """Faces anyone may use, uint8 RGB 128x128 canonical: the astronaut and the hundred of scikit-image's LFW subset."""
-    from skimage import data
-
-    small = data.lfw_subset()[:100]  # (100, 25, 25) in [0, 1]; the other hundred are no faces
-    return [warp(data.astronaut(), to_canonical(ASTRONAUT_FIVE), CANONICAL_SIZE)] + [
-        bicubic(to_uint8(face)) for face in small
-    ]
-
-
-def make_thumbnails(folder: Path, count: int, seed: int = 0) -> None:
-    """Write `count` different 16x16 PNG thumbnails, degraded from `example_faces`, into `folder`; every one seeded."""
-    faces, config = example_faces(), DegradationConfig()
-    folder.mkdir(parents=True, exist_ok=True)
-    for i in range(count):
-        made = degrade_face(faces[i % len(faces)], None, np.random.default_rng((seed, i)), config)
-        Image.fromarray(to_uint8(made.lq)).save(folder / f"{i:06d}.png")
-
-
-def restore_command(inputs: Path, out: Path, config: Path, precision: str, device: str = "auto") -> list[str]:
-    """The command a user types."""
-    return [
-        sys.executable, str(REPOSITORY / "run_pipeline.py"), "restore", "-i", str(inputs), "-o", str(out),
-        "-c", str(config), "--precision", precision, "--device", device,
-    ]  # fmt: skip
-
-
-def journal_statuses(out: Path) -> dict[str, int]:
-    """How many inputs of a finished run ended with which status."""
-    lines = (out / "_run" / "journal.jsonl").read_text(encoding="utf-8").splitlines()
-    return dict(Counter(json.loads(line)["status"] for line in lines if line))
 
 
 def best_rate(call: Callable[[], object], device: torch.device, seconds: float = MEASURE_SECONDS) -> float:
@@ -88,13 +47,6 @@ def best_rate(call: Callable[[], object], device: torch.device, seconds: float =
     while time.perf_counter() < until or best == 0.0:
         best = max(best, times / timed(times))
     return best
-
-
-def operations(call: Callable[[], object]) -> int:
-    """Floating-point operations of one call: convolutions, matrix products and attention; a multiply-add counts two."""
-    with FlopCounterMode(display=False) as counter:
-        call()
-    return counter.get_total_flops()
 
 
 @torch.inference_mode()
@@ -197,22 +149,19 @@ def machine() -> dict[str, object]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where everything was measured."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.benchmark", description=(__doc__ or "").split("\n")[0])
+    parser = command_parser("benchmark", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="where benchmark.json and benchmark.md go")
     parser.add_argument("--count", type=int, default=2000, help="thumbnails in the folder (default 2000)")
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "cctv_restore.yaml", help="the chain")
+    add_config(parser)
     parser.add_argument("--precision", nargs="+", choices=("bf16", "fp32"), default=["bf16", "fp32"])
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    add_device(parser)
     args = parser.parse_args(arguments)
     host = machine()
     with tempfile.TemporaryDirectory() as folder:
         make_thumbnails(Path(folder), args.count)
         speeds = [measure(args.config, Path(folder), precision, args.device) for precision in args.precision]
-    args.out.mkdir(parents=True, exist_ok=True)
     record = {"machine": host, "config": args.config.name, "batch": BATCH, "speeds": [asdict(s) for s in speeds]}
-    (args.out / "benchmark.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (args.out / "benchmark.md").write_text(table(speeds), encoding="utf-8")
-    print(table(speeds), end="")
+    write_measured(record, table(speeds), args.out, "benchmark")
     return 0
 
 

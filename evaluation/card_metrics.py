@@ -8,32 +8,17 @@ file that the card describes, in a network built with the arguments that it give
 """
 
 import argparse
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.weights import read_card, weights_dir
+from evaluation.cards import cards_measured, write_metrics
 
 
 def _place(finding: dict[str, Any]) -> tuple[str, ...]:
     """What a figure is of, whatever its row."""
     return tuple(finding[k] for k in ("section", "subset", "condition", "group", "metric"))
-
-
-def built_sha256(name: str) -> str:
-    """SHA-256 of what the network of a card is built with: its architecture and the arguments."""
-    card = read_card(name)
-    return hashlib.sha256(json.dumps([card.architecture, card.arguments], sort_keys=True).encode()).hexdigest()
-
-
-def cards_measured(names: Sequence[str]) -> dict[str, str]:
-    """The part of a header that says which cards were measured: their tensors, and what they are built with."""
-    return {
-        "weights": ", ".join(f"{name} {read_card(name).sha256[:16]}" for name in names) or "none",
-        "arguments": ", ".join(f"{name} {built_sha256(name)[:16]}" for name in names) or "none",
-    }
 
 
 def card_metrics(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -72,14 +57,6 @@ def card_metrics(tables: dict[str, Any], name: str) -> list[dict[str, Any]]:
         }
         for f in once.values()
     ]
-
-
-def write_metrics(name: str, metrics: list[dict[str, Any]]) -> Path:
-    """Put figures into the card of `name`, in place of those it had; returns the card's file."""
-    path = weights_dir() / f"{name}.json"
-    card = read_card(name).model_dump() | {"metrics": metrics}
-    path.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

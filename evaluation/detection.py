@@ -5,7 +5,6 @@ into them, upright, a few a frame. A face counts as found where a finding overla
 union); every other finding is false.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 import torch
 from skimage import data
 
+from evaluation.commands import command_parser
 from evaluation.faces import EvaluationFace, load_faces, read_validation_list
 from evaluation.statistics import Finding, bootstrap, write_tables
 from pipeline.tracks import overlap
@@ -80,7 +80,7 @@ def measure(faces: Sequence[EvaluationFace], size: int, options: dict[str, Any],
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write `detection.json` and `.md`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.detection", description=__doc__.partition("\n")[0])
+    parser = command_parser("detection", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="PARQUET", help="a Parquet file of faces")
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the tables")
     parser.add_argument("--sizes", type=int, nargs="+", default=[16], metavar="PX", help="of the faces (default: 16)")

@@ -10,28 +10,26 @@ reconstruction's, in both readings: the cosine, and the stricter 1 - distance. S
 patches with those two pixels beside them, in the change itself. Needs the extras `dlib` and `evaluate`.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
-from evaluation.card_metrics import cards_measured
+from evaluation.cards import cards_measured
+from evaluation.commands import add_precision, command_parser
+from evaluation.editing import FACE_PX, reconstruction_db
 from evaluation.faces import large_faces, read_validation_list
 from evaluation.metrics import psnr
+from evaluation.restoring import AnyPrecision, as_batch, as_tensor, pictures
 from evaluation.statistics import Direction, Estimate, Finding, bootstrap, write_tables
-from evaluation.transfer_unit import FACE_PX, reconstruction_db
-from evaluation.upscale_bars import as_batch, uint8
+from evaluation.trait_reader import TraitReader
 from landmarks.backends.base import BackendUnavailable
 from pipeline.chain import pick_device, pick_precision
 from stages.coogan import Coogan, CooganConfig, TensorRows
-from stages.networks.classifier import TraitNet
 from stages.networks.coogan import sample_place
-from stages.weights import load_network
 
 JUDGED = ("smiling", "age", "eyeglasses", "masculine", "beard")
 FLIP_BAR, OTHERS_BAR, IDENTITY_BAR, OUTSIDE_BAR = 0.80, 0.10, 0.85, 45.0
@@ -45,25 +43,17 @@ LFW_PAIRS = {  # means over some thousand pairs of LFW
 YOUNG, OLD = 35.0, 50.0  # years: an age edit counts as there where it crosses 10 years towards its side
 
 
-def read(classifier: TraitNet, pictures: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """Answers by trait: chances for flags, years for numbers; pictures (H, W, 3) uint8, canonical."""
-    made = [np.asarray(Image.fromarray(p).resize((128, 128), Image.Resampling.BOX)) for p in pictures]
-    image = torch.from_numpy(np.stack(made)).permute(0, 3, 1, 2).float() / 255
-    with torch.inference_mode():
-        found = [classifier.answers(part) for part in image.split(32)]
-    flags = (*classifier.flags, *classifier.numbers)
-    return {name: torch.cat([f[name] for f in found]).numpy() for name in flags}
+def read(reader: TraitReader, faces: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    """Answers by trait: chances for flags, years for numbers; faces (H, W, 3) uint8, canonical."""
+    answers = reader.read([np.asarray(Image.fromarray(f).resize((128, 128), Image.Resampling.BOX)) for f in faces])
+    return {name: answers[name] for name in (*reader.flags, *reader.numbers)}
 
 
-def stage_for(attributes: dict[str, float], weights: str, precision: str, **options: Any) -> Coogan:
+def stage_for(attributes: dict[str, float], weights: str, precision: AnyPrecision, **options: Any) -> Coogan:
     """The editor with the weights of a card."""
     device = pick_device("cpu")
-    chosen = pick_precision(precision, device)  # type: ignore[arg-type]  # checked by the caller's choices
-    return Coogan(CooganConfig(attributes=attributes, weights=weights, **options), device, chosen)
-
-
-def _tensor(face: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].float() / 255
+    config = CooganConfig(attributes=attributes, weights=weights, **options)
+    return Coogan(config, device, pick_precision(precision, device))
 
 
 def flipped(name: str, before: np.ndarray, after: np.ndarray, sign: np.ndarray) -> np.ndarray:
@@ -90,11 +80,11 @@ def seam_excess(change: np.ndarray, borders: Sequence[int]) -> float:
 
 
 def measure(
-    faces: Sequence[np.ndarray], weights: str, classifier: TraitNet, precision: str, strength: float = 1.0
+    faces: Sequence[np.ndarray], weights: str, reader: TraitReader, precision: AnyPrecision, strength: float = 1.0
 ) -> list[Finding]:
     """Every finding; see the module's text."""
-    images = [_tensor(f) for f in faces]
-    before = read(classifier, faces)
+    images = [as_tensor(f) for f in faces]
+    before = read(reader, faces)
     findings: list[Finding] = []
 
     def add(
@@ -118,11 +108,11 @@ def measure(
         outside, made = [], []
         for face, image, side in zip(faces, images, sign, strict=True):
             stage = stages[float(side)]
-            made.append(uint8(stage(as_batch(image)).image))
+            made += pictures(stage(as_batch(image)).image)
             plan = stage.editor.plan(TensorRows(image[0]))
             region = sample_place(plan.region, plan.matrix[None], (FACE_PX, FACE_PX))[0, 0].numpy() > 0
             outside.append(psnr(made[-1], face, ~region) if not region.all() else np.nan)
-        after = read(classifier, made)
+        after = read(reader, made)
         add(name, "edit is there", "share of faces whose answer went to the side asked for",
             bootstrap(flipped(name, before[name], after[name], sign)), "up", FLIP_BAR)  # fmt: skip
         add(name, "other attributes changed",
@@ -156,7 +146,7 @@ def identity_kept(faces: Sequence[np.ndarray], made: Sequence[np.ndarray]) -> di
     return {COSINE: np.array(cosine), DISTANCE: np.array(distance)} if cosine else None
 
 
-def _seams(faces: Sequence[np.ndarray], weights: str, precision: str) -> list[Finding]:
+def _seams(faces: Sequence[np.ndarray], weights: str, precision: AnyPrecision) -> list[Finding]:
     """Patches of 256 px against the frame in one piece, and gradients across the middle of their overlaps."""
     wanted = {"age": 1.0}
     parts = stage_for(wanted, weights, precision, patch=256, overlap=64)
@@ -166,7 +156,7 @@ def _seams(faces: Sequence[np.ndarray], weights: str, precision: str) -> list[Fi
     borders = [s + e for s in axis.starts[1:] for e in (axis.margin, axis.overlap - axis.margin)]
     agree, excess = [], []
     for face in faces:
-        image = _tensor(face)
+        image = as_tensor(face)
         a, b = parts(as_batch(image)).image, whole(as_batch(image)).image
         error = float((a - b).square().mean())
         agree.append(min(100.0, -10 * np.log10(max(error, 1e-10))))
@@ -182,22 +172,23 @@ def _seams(faces: Sequence[np.ndarray], weights: str, precision: str) -> list[Fi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where every bar is reached."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.edit_bars", description=(__doc__ or "").split("\n")[0])
+    parser = command_parser("edit_bars", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="Parquet of large faces (OMI)")
     parser.add_argument("--out", type=Path, required=True, help="where edit_bars.json and .md go")
     parser.add_argument("--weights", default="coogan_768", help="card of the editor (default: %(default)s)")
     parser.add_argument("--classifier", default="attributes", help="card of a classifier no training used")
     parser.add_argument("--limit", type=int, default=40, help="faces (default: %(default)s)")
     parser.add_argument("--strength", type=float, default=1.0, help="of the edits (default: %(default)s)")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add_precision(parser)
     args = parser.parse_args(arguments)
-    classifier = load_network(args.classifier, torch.device("cpu"))
-    if not isinstance(classifier, TraitNet):
-        parser.error(f"{args.classifier} holds a {type(classifier).__name__}, not a classifier")
+    try:
+        reader = TraitReader(args.classifier)
+    except ValueError as error:
+        parser.error(str(error))
     faces = large_faces(args.data, FACE_PX, args.limit, enlarged=True)
     if not faces:
         parser.error(f"{args.data}: none of its faces is in the list of {len(read_validation_list())} held-out ones")
-    findings = measure(faces, args.weights, classifier, args.precision, args.strength)
+    findings = measure(faces, args.weights, reader, args.precision, args.strength)
     header = {"faces": len(faces), "strength": args.strength} | cards_measured([args.weights])
     write_tables(findings, header, args.out, "edit_bars", "Attribute editing at 768 px")
     print((args.out / "edit_bars.md").read_text(encoding="utf-8"), end="")

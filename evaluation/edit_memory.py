@@ -26,6 +26,8 @@ import torch
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from evaluation.commands import add_precision, command_parser, write_measured
+from evaluation.restoring import REPOSITORY, AnyPrecision
 from pipeline.chain import pick_device, pick_precision
 from pipeline.images import Limits
 from pipeline.large import edit_picture
@@ -37,7 +39,6 @@ from stages.weights import load_network
 
 SIDES = (768, 1024, 2048, 4096, 8192)
 GROWTH, WHOLE_SHARE = 1.25, 1 / 8  # the bars: 4096 over 768, and patches over one piece at 4096
-REPOSITORY = Path(__file__).resolve().parent.parent
 _POLL_SECONDS = 0.005
 DEFINITIONS = {
     "mib": "most resident memory of a process while one file is read, edited and written, less that before: MiB",
@@ -100,10 +101,10 @@ class _Peak:
         self.mib = max(self.mib, _resident())
 
 
-def make_stage(weights: str | None, patch: int, precision: str) -> Coogan:
+def make_stage(weights: str | None, patch: int, precision: AnyPrecision) -> Coogan:
     """The stage with the weights of a card, or with the shipped layout and random numbers; CPU."""
     device = pick_device("cpu")
-    chosen = pick_precision(precision, device)  # type: ignore[arg-type]  # checked by the caller's choices
+    chosen = pick_precision(precision, device)
     wanted = {"age": 1.0}
     if weights is not None:
         return Coogan(CooganConfig(weights=weights, attributes=wanted, patch=patch), device, chosen)
@@ -121,7 +122,7 @@ def make_stage(weights: str | None, patch: int, precision: str) -> Coogan:
     return stage
 
 
-def measure(side: int, patched: bool, weights: str | None, precision: str) -> Row:
+def measure(side: int, patched: bool, weights: str | None, precision: AnyPrecision) -> Row:
     """Edit a picture of `side` px in this process, file to file."""
     patch = CooganConfig.model_fields["patch"].default
     torch.set_num_threads(1)
@@ -217,15 +218,13 @@ def table(rows: Sequence[Row]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where every bar that was measured is met, else 1."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.edit_memory", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command_parser("edit_memory", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="where edit_memory.json and edit_memory.md go")
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="px (default: %(default)s)")
     parser.add_argument("--whole-up-to", type=int, default=4096, help="largest side also run in one piece, px")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each side, in patches (default 3)")
     parser.add_argument("--weights", help="card of the editor (default: the shipped layout with random numbers)")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add_precision(parser)
     parser.add_argument("--one", type=int, metavar="SIDE", help=argparse.SUPPRESS)
     parser.add_argument("--whole", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--draw", type=int, metavar="SIDE", help=argparse.SUPPRESS)
@@ -244,7 +243,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     rows = [median_row(of_side) for of_side in single.values()]
     rows += [run_row(s, False, args.weights, args.precision) for s in sorted(args.sides) if s <= args.whole_up_to]
-    args.out.mkdir(parents=True, exist_ok=True)
     record = {
         "definitions": DEFINITIONS,
         "n": args.repeats,
@@ -253,9 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "extrapolated_mib": extrapolated(rows),
         "bars": [dict(zip(("bar", "value", "at_most", "met"), found, strict=True)) for found in findings(rows)],
     }
-    (args.out / "edit_memory.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (args.out / "edit_memory.md").write_text(table(rows), encoding="utf-8")
-    print(table(rows), end="")
+    write_measured(record, table(rows), args.out, "edit_memory")
     return 0 if all(met for *_, met in findings(rows)) else 1
 
 

@@ -9,8 +9,6 @@ run should be. The report of the long run is opened in headless Chromium where t
 and OUT/endurance.md. Linux only.
 """
 
-import argparse
-import hashlib
 import json
 import os
 import random
@@ -25,9 +23,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from evaluation.benchmark import journal_statuses, make_thumbnails, restore_command
-from evaluation.memory import watch
-from evaluation.restoring import REPOSITORY
+from evaluation.commands import add_config, add_precision, command_parser, write_measured
+from evaluation.restore_command import journal_statuses, make_thumbnails, restore_command, tree_hashes, watch
 
 SMALL = 1000  # files of the run whose memory the large one is held against
 GROWTH = 1.10  # the bar: memory of the large run over that of the small one
@@ -83,12 +80,6 @@ class Endurance:
         if not self.same:
             found.append("the killed run ended with other files")
         return found
-
-
-def tree_hashes(out: Path) -> dict[str, str]:
-    """SHA-256 of every file a run made but its records, by relative path."""
-    files = (p for p in out.rglob("*") if p.is_file() and p.relative_to(out).parts[0] != "_run")
-    return {p.relative_to(out).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def journal_lines(out: Path) -> int:
@@ -198,21 +189,18 @@ def table(found: Endurance) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where every bar is reached, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.endurance", description=(__doc__ or "").split("\n")[0])
+    parser = command_parser("endurance", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="where endurance.json and endurance.md go")
     parser.add_argument("--count", type=int, default=100_000, help="files of the long run (default 100000)")
     parser.add_argument("--killed", type=int, default=2000, help="files of the run that is killed (default 2000)")
     parser.add_argument("--kills", type=int, default=10, help="how often it is killed (default 10)")
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "cctv_restore.yaml", help="the chain")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add_config(parser)
+    add_precision(parser)
     args = parser.parse_args(arguments)
     if not Path("/proc/self/status").is_file():
         parser.error("needs /proc: run this on Linux")
     found = measure(args.config, args.count, args.killed, args.kills, args.precision)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "endurance.json").write_text(json.dumps(asdict(found), indent=1) + "\n", encoding="utf-8")
-    (args.out / "endurance.md").write_text(table(found), encoding="utf-8")
-    print(table(found), end="")
+    write_measured(asdict(found), table(found), args.out, "endurance")
     for problem in found.problems():
         print(f"short: {problem}", file=sys.stderr)
     return 1 if found.problems() else 0

@@ -18,6 +18,8 @@ from pipeline.images import ImageError, Limits, as_unit, open_header, pixels_of,
 VALIDATION_LIST = Path(__file__).resolve().parent.parent / "training" / "validation_ids.txt"
 THUMBNAIL_SIZE = 16
 PERSON_COLUMN = "identity"  # where a set has it, a split goes by person
+# Eye centres, nose tip, mouth corners of scikit-image's astronaut, (x, y) px of the 512 px picture, by eye.
+ASTRONAUT_FIVE = np.array([(203, 101), (247, 103), (225, 127), (205, 142), (243, 142)], np.float64)
 
 _T = TypeVar("_T")
 
@@ -144,6 +146,16 @@ def _face(row: dict[str, Any], set_name: str, group: str, as_found: bool) -> Eva
         crop, points = canonical_face(picture, given)
         parsing = canonical_classes(row["mask"], picture.shape[:2], given) if row.get("mask") is not None else None
     return EvaluationFace(str(row["id"]), group, set_name, crop, points, labels, parsing)
+
+
+def example_faces() -> list[np.ndarray]:
+    """Faces anyone may use, uint8 RGB 128x128 canonical: the astronaut and the hundred of scikit-image's LFW subset."""
+    from skimage import data
+
+    small = data.lfw_subset()[:100]  # (100, 25, 25) in [0, 1]; the other hundred are no faces
+    return [warp(data.astronaut(), to_canonical(ASTRONAUT_FIVE), CANONICAL_SIZE)] + [
+        bicubic(to_uint8(face)) for face in small
+    ]
 
 
 def large_faces(path: Path, size: int, limit: int, enlarged: bool = False) -> list[np.ndarray]:

@@ -5,7 +5,6 @@ through the project's degradation with noise and JPEG of its own each time. Fram
 restoration is compared with the same truth.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ import cv2
 import numpy as np
 import torch
 
+from evaluation.commands import command_parser
 from evaluation.embedders import Embedder, OnnxEmbedder
 from evaluation.faces import THUMBNAIL_SIZE, EvaluationFace, bicubic, load_faces, read_validation_list
 from evaluation.metrics import psnr
-from evaluation.restoring import build_stage
+from evaluation.restoring import build_stage, pictures
 from evaluation.statistics import Estimate, Finding, bootstrap, write_tables
-from pipeline.images import to_uint8
 from stages.batch import FaceBatch
 from stages.degradation import DegradationConfig, degrade_face
 from stages.fuse import Fuse, FuseConfig
@@ -62,11 +61,6 @@ def batch_of(thumbnails: np.ndarray) -> FaceBatch:
     )  # fmt: skip
 
 
-def pictures(image: torch.Tensor) -> list[np.ndarray]:
-    """uint8 (H, W, 3) pictures of a (B, 3, H, W) tensor."""
-    return [to_uint8(p.permute(1, 2, 0).float().cpu().numpy()) for p in image]
-
-
 def compare(
     faces: Sequence[EvaluationFace], name: str, config: Path, embedders: Sequence[Embedder], scale: int, fidelity: float
 ) -> Iterator[Finding]:
@@ -101,7 +95,7 @@ def _finding(subset: str, metric: str, row: str, estimate: Estimate) -> Finding:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and write `multi_frame.json` and `.md`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.multi_frame", description=__doc__.partition("\n")[0])
+    parser = command_parser("multi_frame", __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="PARQUET", help="a Parquet file of faces")
     parser.add_argument("-c", "--config", type=Path, default=Path("configs/cctv_restore.yaml"))
     parser.add_argument("-o", "--out", type=Path, required=True, help="folder of the tables")

@@ -69,38 +69,29 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return max(0.0, means + float(np.trace(cov_x) + np.trace(cov_y) - 2 * cross))
 
 
-def kernel_distance(a: np.ndarray, b: np.ndarray, paired: bool = False) -> float:
+def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Unbiased squared maximum mean discrepancy of two clouds (n, D) under the kernel (x.y / s + 1)^3.
+
+    Row i of `a` and of `b` are of one face. It is not compared with itself, or every restoration that keeps the person
+    would seem nearer than a second picture of the same crowd (Gretton et al. 2012, lemma 6).
 
     Its mean is 0 for clouds of one law whatever n, so single values may lie below 0. Binkowski, Sutherland, Arbel,
     Gretton: "Demystifying MMD GANs", ICLR 2018 (KID). There s = D; here it is the mean squared length of the vectors
     of `b`, the reference: embedders give unit rows, for which D would leave little but the difference of means.
-
-    Args:
-        paired: row i of `a` and of `b` are of one face. It is then not compared with itself, or every restoration that
-            keeps the person would seem nearer than a second picture of the same crowd (Gretton et al. 2012, lemma 6).
     """
     x, y = _clouds(a, b)
+    if len(x) != len(y):
+        raise ValueError(f"distance: rows must be of the same faces, got {len(x)} and {len(y)}")
     scale = float(np.square(y).sum(1).mean()) or 1.0
 
     def kernel(p: np.ndarray, q: np.ndarray) -> np.ndarray:
         return (p @ q.T / scale + 1) ** KERNEL_DEGREE
 
-    def within(p: np.ndarray) -> float:
-        k = kernel(p, p)
-        return float((k.sum() - np.trace(k)) / (len(p) * (len(p) - 1)))  # a point is not compared with itself
+    def mean(p: np.ndarray, q: np.ndarray) -> float:
+        k = kernel(p, q)
+        return float((k.sum() - np.trace(k)) / (len(p) * (len(p) - 1)))  # no face is compared with itself
 
-    if not paired:
-        return within(x) + within(y) - 2 * float(kernel(x, y).mean())
-    if len(x) != len(y):
-        raise ValueError(f"distance: paired rows must be of the same faces, got {len(x)} and {len(y)}")
-    between = kernel(x, y)
-    return within(x) + within(y) - 2 * float((between.sum() - np.trace(between)) / (len(x) * (len(x) - 1)))
-
-
-def paired_kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """`kernel_distance` of the same faces, row by row."""
-    return kernel_distance(a, b, paired=True)
+    return mean(x, x) + mean(y, y) - 2 * mean(x, y)
 
 
 def with_interval(
@@ -110,7 +101,7 @@ def with_interval(
 
     Row i of `a` and of `b` are of one face and are left out together; so are faces with a row of NaN (no embedding) in
     either. A bootstrap would be wrong here: a face drawn twice is a distance of zero that the data do not hold.
-    Kunsch, Annals of Statistics 1989 (block jackknife). Kernel distances come from `paired_kernel_distance`.
+    Kunsch, Annals of Statistics 1989 (block jackknife).
 
     Raises:
         ValueError: clouds of different sizes, or as the distance.

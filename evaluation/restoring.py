@@ -1,4 +1,5 @@
-"""What measuring code shares: the frozen benchmark, and the restorer as a bare stage."""
+"""What measuring code shares: the frozen benchmark, pictures as stages take and make them, and the restorer as a bare
+stage."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,10 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from evaluation.faces import as_rgb
 from pipeline.chain import pick_device, pick_precision
 from pipeline.config import ConfigError, load_chain
+from pipeline.images import to_uint8
 from stages import STAGES
 from stages.base import Stage
 from stages.batch import FaceBatch
@@ -32,6 +35,21 @@ def face_batch(images: Sequence[np.ndarray], device: torch.device) -> FaceBatch:
     tensor = torch.from_numpy(rgb.transpose(0, 3, 1, 2).astype(np.float32) / 255)
     names = tuple(str(i) for i in range(len(images)))
     return FaceBatch(sources=names, image=tensor, observed=tensor, seeds=(0,) * len(images), grey=grey).to(device)
+
+
+def as_tensor(picture: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None].float() / 255
+
+
+def as_batch(image: Tensor) -> FaceBatch:
+    """One (1, 3, n, n) picture in colour as a stage takes it."""
+    return FaceBatch(("face",), image, image, (0,), torch.tensor([False]))
+
+
+def pictures(image: Tensor) -> list[np.ndarray]:
+    """(B, 3, H, W) in [0, 1] -> (H, W, 3) uint8 each."""
+    return [to_uint8(p.permute(1, 2, 0).float().cpu().numpy()) for p in image]
 
 
 def build_stage(

@@ -7,8 +7,6 @@ byte. A short run of each engine goes before and does not count: the first one w
 cores as workers. Writes OUT/scaling.json and OUT/scaling.md.
 """
 
-import argparse
-import json
 import os
 import subprocess
 import sys
@@ -18,9 +16,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from evaluation.benchmark import make_thumbnails, restore_command
-from evaluation.endurance import tree_hashes
-from evaluation.restoring import REPOSITORY
+from evaluation.commands import add_config, add_precision, command_parser, write_measured
+from evaluation.restore_command import make_thumbnails, restore_command, tree_hashes
 
 WARM_UP = 64  # thumbnails of the run that does not count
 LEAST_SPEEDUP = 1.7  # the bar: two workers over one, where the cores are there
@@ -91,20 +88,17 @@ def table(runs: Sequence[Run], count: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where every bar is reached, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.scaling", description=(__doc__ or "").split("\n")[0])
+    parser = command_parser("scaling", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="where scaling.json and scaling.md go")
     parser.add_argument("--count", type=int, default=10000, help="thumbnails (default %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2], help="numbers of workers (default 1 2)")
     parser.add_argument("--engines", nargs="+", default=["local", "ray"], choices=("local", "ray"))
-    parser.add_argument("--config", type=Path, default=REPOSITORY / "configs" / "cctv_restore.yaml", help="the chain")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add_config(parser)
+    add_precision(parser)
     args = parser.parse_args(arguments)
     runs, cores = measure(args.config, args.count, args.workers, args.engines, args.precision), os.cpu_count() or 1
-    args.out.mkdir(parents=True, exist_ok=True)
     record = {"count": args.count, "cores": cores, "runs": [asdict(r) for r in runs], "two_over_one": speedups(runs)}
-    (args.out / "scaling.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (args.out / "scaling.md").write_text(table(runs, args.count), encoding="utf-8")
-    print(table(runs, args.count), end="")
+    write_measured(record, table(runs, args.count), args.out, "scaling")
     for problem in problems(runs, cores):
         print(f"short: {problem}", file=sys.stderr)
     return 1 if problems(runs, cores) else 0

@@ -8,27 +8,25 @@ on unseen faces at 768 px, without a region and without the exact answer "leave 
 transfer_unit.json and transfer_unit.md.
 """
 
-import argparse
-import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
+from evaluation.commands import command_parser, write_measured
+from evaluation.editing import FACE_PX, reconstruction_db
 from evaluation.faces import large_faces
-from evaluation.metrics import psnr
+from evaluation.operations import operations
 from evaluation.statistics import Estimate, bootstrap
-from pipeline.images import to_uint8
-from stages.networks.coogan import GLOBAL_SIZE, CooganNet
+from stages.networks.coogan import CooganNet
 from stages.networks.transfer_unit import LightUnit, StganUnit
 from stages.weights import load_network
 
 PARAMETERS_BAR, MULTIPLY_ADDS_BAR = 0.6, 0.4
-FACE_PX = 768
 # Channels, state channels, size in px of the units of coogan_768: three of the global path, two of the local one, whose
 # sizes are those in a patch of 512 px.
 WIDTHS = ((128, 192, 16), (64, 128, 32), (32, 64, 64), (64, 96, 128), (32, 64, 256))
@@ -53,56 +51,15 @@ class Count:
     light_macs: int
 
 
-def multiply_adds(network: nn.Module, run: Callable[[], object]) -> int:
-    """Multiplications of the convolutions of `network` while `run` uses it, counted on the layers themselves."""
-    total = 0
-
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
-        # A transposed convolution spreads every input over its kernel; a plain one gathers every output from it.
-        places = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else out
-        total += places.numel() * layer.weight[0].numel()
-
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    hooks = [m.register_forward_hook(count) for m in layers]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total
-
-
 def count(channels: int, state: int, size: int) -> Count:
     """Build both units at one width and count them."""
     figures = []
+    inputs = torch.zeros(1, channels, size, size), torch.zeros(1, state, size // 2, size // 2)
     for kind in (StganUnit, LightUnit):
         unit = kind(channels, state)
-        inputs = torch.zeros(1, channels, size, size), torch.zeros(1, state, size // 2, size // 2)
-
-        def run(unit: nn.Module = unit, inputs: tuple[Tensor, Tensor] = inputs) -> object:
-            return unit(*inputs)
-
-        figures.append((sum(p.numel() for p in unit.parameters()), multiply_adds(unit, run)))
+        figures.append((sum(p.numel() for p in unit.parameters()), operations(partial(unit, *inputs)) // 2))
     (p_stgan, m_stgan), (p_light, m_light) = figures
     return Count(channels, state, size, p_stgan, p_light, m_stgan, m_light)
-
-
-@torch.inference_mode()
-def reconstruction_db(network: CooganNet, faces: Sequence[np.ndarray]) -> float:
-    """Mean PSNR in dB of both paths over whole faces when no change is asked, without region."""
-    scores = []
-    for face in faces:
-        image = torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].float() / 255
-        small = torch.nn.functional.interpolate(image, size=(GLOBAL_SIZE,) * 2, mode="area")
-        none = torch.zeros(1, len(network.attributes))
-        step = GLOBAL_SIZE / FACE_PX
-        place = torch.tensor([[[step, 0, step / 2 - 0.5], [0, step, step / 2 - 0.5]]])
-        change, _ = network.edit_patch(image, network.edit_whole(small, none), place, none)
-        scores.append(psnr(to_uint8((image + change)[0].permute(1, 2, 0).numpy()), face))
-    return float(np.mean(scores))
 
 
 def table(counts: Sequence[Count], found: dict[str, Estimate]) -> str:
@@ -136,9 +93,7 @@ def passes(counts: Sequence[Count]) -> bool:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where the bars are met."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.transfer_unit", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command_parser("transfer_unit", __doc__)
     parser.add_argument("--out", type=Path, required=True, help="where transfer_unit.json and .md go")
     parser.add_argument("--cards", nargs="*", default=[], help="editors to reconstruct with")
     parser.add_argument("--data", type=Path, help="Parquet of faces for the reconstruction")
@@ -155,15 +110,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not isinstance(network, CooganNet):
             parser.error(f"{card} holds a {type(network).__name__}, not an editor")
         found[card] = bootstrap(np.array([reconstruction_db(network, [face]) for face in faces]))
-    args.out.mkdir(parents=True, exist_ok=True)
     record = {
         "definitions": DEFINITIONS,
         "counts": [asdict(c) for c in counts],
         "reconstruction_db": {card: asdict(estimate) for card, estimate in found.items()},
     }
-    (args.out / "transfer_unit.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    (args.out / "transfer_unit.md").write_text(table(counts, found), encoding="utf-8")
-    print(table(counts, found), end="")
+    write_measured(record, table(counts, found), args.out, "transfer_unit")
     return 0 if passes(counts) else 1
 
 

@@ -8,7 +8,6 @@ with restored faces (16 -> 128 -> 512) has no truth for its detail: NIQE only. `
 same threads; leave the machine idle for it. A row whose package is missing is left out and named.
 """
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,15 +18,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from evaluation.card_metrics import cards_measured
+from evaluation.cards import cards_measured
+from evaluation.commands import add_precision, command_parser
 from evaluation.faces import large_faces
 from evaluation.metrics import psnr, ssim
+from evaluation.restoring import AnyPrecision, as_batch, as_tensor, pictures
 from evaluation.statistics import Estimate, Finding, bootstrap, paired_difference, write_tables
 from pipeline.chain import pick_device, pick_precision
-from pipeline.images import to_uint8
 from pipeline.restorer import Restorer
 from stages import basicsr_adapter
-from stages.batch import FaceBatch
 from stages.consistency import average_to
 from stages.foreign_upscalers import REALESRGAN
 from stages.resample import resample
@@ -39,15 +38,10 @@ GAIN_BAR, SPEED_BAR = 1.0, 10.0  # dB over Lanczos at fidelity 1; times Real-ESR
 Row = Callable[[Tensor], Tensor]
 
 
-def as_batch(image: Tensor) -> FaceBatch:
-    """One (1, 3, n, n) picture as the stage takes it."""
-    return FaceBatch(("face",), image, image, (0,), torch.tensor([False]))
-
-
-def rows(weights: str, precision: str) -> dict[str, Row]:
+def rows(weights: str, precision: AnyPrecision) -> dict[str, Row]:
     """What is compared, by name; Real-ESRGAN only where its extra is installed."""
     device = pick_device("cpu")
-    chosen = pick_precision(precision, device)  # type: ignore[arg-type]  # checked by the caller's choices
+    chosen = pick_precision(precision, device)
     made: dict[str, Row] = {
         "bicubic": lambda x: resample(x, (LARGE, LARGE), "bicubic"),
         "lanczos": lambda x: resample(x, (LARGE, LARGE), "lanczos"),
@@ -71,11 +65,6 @@ def rows(weights: str, precision: str) -> dict[str, Row]:
     return made
 
 
-def uint8(image: Tensor) -> np.ndarray:
-    """(1, 3, H, W) in [0, 1] -> (H, W, 3) uint8."""
-    return to_uint8(image[0].permute(1, 2, 0).float().numpy())
-
-
 def sharpness(picture: np.ndarray) -> float:
     """Mean absolute Laplacian of the mean channel, levels of 255."""
     grey = picture.astype(np.float64).mean(-1)
@@ -88,11 +77,7 @@ def restored_thumbnails(faces: Sequence[np.ndarray], config: str) -> list[Tensor
     restorer = Restorer.from_config(config, device="cpu")
     small = [np.asarray(Image.fromarray(f).resize((16, 16), Image.Resampling.BOX)) for f in faces]
     results = restorer.restore(small)
-    return [
-        torch.from_numpy(np.atleast_3d(r.image).copy()).permute(2, 0, 1)[None].float() / 255
-        for r in results
-        if r.image is not None and r.image.ndim == 3
-    ]
+    return [as_tensor(r.image) for r in results if r.image is not None and r.image.ndim == 3]
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
@@ -100,11 +85,12 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> Estimate:
     return bootstrap(np.stack([above, below], 1), lambda means: means[:, 0] / means[:, 1])
 
 
-def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: str, timed: bool) -> list[Finding]:
+def measure(
+    faces: Sequence[np.ndarray], weights: str, precision: AnyPrecision, config: str, timed: bool
+) -> list[Finding]:
     """Every finding; see the module's text."""
     compared = rows(weights, precision)
-    truths = [torch.from_numpy(np.ascontiguousarray(f)).permute(2, 0, 1)[None].float() / 255 for f in faces]
-    clean = [average_to(t, SMALL) for t in truths]
+    clean = [average_to(as_tensor(f), SMALL) for f in faces]
     restored = restored_thumbnails(faces, config)
     scores: dict[str, np.ndarray] = {}
     seconds: dict[str, np.ndarray] = {}
@@ -115,7 +101,7 @@ def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: s
         row(clean[0])  # warm
         made, marks = [], [time.perf_counter()]
         for x in clean:
-            made.append(uint8(row(x)))
+            made += pictures(row(x))
             marks.append(time.perf_counter())
         seconds[name] = np.diff(marks)
         scores[name] = np.array([psnr(m, f) for m, f in zip(made, faces, strict=True)])
@@ -127,9 +113,9 @@ def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: s
                         bootstrap(values), unit=unit, row=name, weights=weights)
             )  # fmt: skip
         if niqe is not None:
-            for condition, pictures in (("clean", made), ("restored", [uint8(row(x)) for x in restored])):
-                if pictures:
-                    natural[condition, name] = np.array([niqe(p) for p in pictures])
+            for condition, shown in (("clean", made), ("restored", [pictures(row(x))[0] for x in restored])):
+                if shown:
+                    natural[condition, name] = np.array([niqe(p) for p in shown])
                     findings.append(
                         Finding(f"{condition} 128 px faces", "omi", "NIQE", "luma, blocks of 96 px, mean over faces",
                                 bootstrap(natural[condition, name]), "down", row=name, weights=weights)
@@ -156,28 +142,26 @@ def measure(faces: Sequence[np.ndarray], weights: str, precision: str, config: s
     return findings
 
 
-def side_by_side(faces: Sequence[np.ndarray], weights: str, precision: str, path: Path) -> None:
+def side_by_side(faces: Sequence[np.ndarray], weights: str, precision: AnyPrecision, path: Path) -> None:
     """A sheet to look at: input, Lanczos, fidelity 1 and 0, Real-ESRGAN where it is there, original."""
     compared, lines = rows(weights, precision), []
     names = [n for n in ("lanczos", "upscale 1", "upscale 0", "real-esrgan") if n in compared]
     for face in faces:
-        small = average_to(torch.from_numpy(np.ascontiguousarray(face)).permute(2, 0, 1)[None].float() / 255, SMALL)
-        shown = [uint8(resample(small, (LARGE, LARGE), "nearest")), *(uint8(compared[n](small)) for n in names), face]
-        lines.append(np.concatenate(shown, 1))
+        small = average_to(as_tensor(face), SMALL)
+        made = [resample(small, (LARGE, LARGE), "nearest"), *(compared[n](small) for n in names)]
+        lines.append(np.concatenate([*pictures(torch.cat(made)), face], 1))
     Image.fromarray(np.concatenate(lines)).save(path)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; exit code 0 where every bar is reached."""
-    parser = argparse.ArgumentParser(
-        prog="python -m evaluation.upscale_bars", description=(__doc__ or "").split("\n")[0]
-    )
+    parser = command_parser("upscale_bars", __doc__)
     parser.add_argument("--data", type=Path, required=True, help="Parquet of faces that resolve 512 px (OMI)")
     parser.add_argument("--out", type=Path, required=True, help="where upscale_bars.json, .md and sheet.png go")
     parser.add_argument("--weights", default="upscale_768", help="card (default: %(default)s)")
     parser.add_argument("--config", default="configs/cctv_restore.yaml", help="chain of the restored faces")
     parser.add_argument("--limit", type=int, default=40, help="faces (default: %(default)s)")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    add_precision(parser)
     parser.add_argument("--time", action="store_true", help="also measure the speed")
     args = parser.parse_args(arguments)
     faces = large_faces(args.data, LARGE, args.limit)

@@ -144,8 +144,8 @@ class Opening(Step[ConfigT]):
         """Side of a face's crop in pixels of the frame: how large the face is."""
 
     @abstractmethod
-    def cut(self, frame: np.ndarray, detection: Detection, side: int | None = None) -> Cut:
-        """Cut one face out of `frame`; at `side` px where given, else at the size the options ask for."""
+    def cut(self, frame: np.ndarray, detection: Detection) -> Cut:
+        """Cut one face out of `frame`, at the size the options ask for."""
 
 
 class Closing(Step[ConfigT]):

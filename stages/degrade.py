@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from landmarks.alignment import apply
-from stages.base import Precision, Stage
+from stages.base import Stage
 from stages.batch import FaceBatch
 from stages.degradation import DegradationConfig, degrade_face, misframing
 from stages.degradation.drawing import FRAME
@@ -31,9 +31,6 @@ class Degrade(Stage[DegradationConfig]):
     carries: ClassVar[frozenset[str]] = frozenset({"landmarks", "to_source"})
     generative: ClassVar[bool] = False
     accepts_px: ClassVar[tuple[int, int] | None] = (64, 4096)
-
-    def __init__(self, config: DegradationConfig, device: torch.device, precision: Precision) -> None:
-        super().__init__(config, device, precision)
 
     def __call__(self, batch: FaceBatch) -> FaceBatch:
         """Raises `ValueError` where the pictures are not square."""

@@ -178,12 +178,10 @@ class Detect(Opening[DetectConfig]):
         matrix = to_canonical(detection.points_px, 128)
         return float(128 / np.hypot(matrix[0, 0], matrix[1, 0]))
 
-    def cut(self, frame: np.ndarray, detection: Detection, side: int | None = None) -> Cut:
+    def cut(self, frame: np.ndarray, detection: Detection) -> Cut:
         """Cut one face out of `frame`, (H, W, 3) RGB uint8; borders are reflected."""
-        own = self.side_px(detection)
-        if side is None:
-            fixed = self.config.size
-            side = max((s for s in NATIVE_SIZES if s <= own), default=NATIVE_SIZES[0]) if fixed == "native" else fixed
+        own, size = self.side_px(detection), self.config.size
+        side = max((s for s in NATIVE_SIZES if s <= own), default=NATIVE_SIZES[0]) if size == "native" else size
         matrix = self._matrix(detection, side)
         # Only the neighbourhood is warped: blurring a whole frame for each face would take longer than finding it.
         corners = np.array([(-0.5, -0.5), (side - 0.5, -0.5), (side - 0.5, side - 0.5), (-0.5, side - 0.5)])

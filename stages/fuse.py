@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from stages.base import Precision, Stage, StageConfig
+from stages.base import Stage, StageConfig
 from stages.batch import FaceBatch
 from stages.luma import LUMA
 
@@ -48,9 +48,6 @@ class Fuse(Stage[FuseConfig]):
     writes: ClassVar[frozenset[str]] = frozenset({"image", "observed", "notes"})
     generative: ClassVar[bool] = False
     one_by_one: ClassVar[bool] = True
-
-    def __init__(self, config: FuseConfig, device: torch.device, precision: Precision) -> None:
-        super().__init__(config, device, precision)
 
     @classmethod
     def is_forensic(cls, config: StageConfig) -> bool:

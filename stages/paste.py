@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from landmarks.alignment import CANONICAL_SIZE
-from stages.base import Closing, Precision, StageConfig
+from stages.base import Closing, StageConfig
 from stages.batch import FaceBatch
 
 # CelebAMask-HQ classes that make up the face: skin, nose, glasses, eyes, brows, mouth, lips. Hair, ears and neck run on
@@ -41,9 +41,6 @@ class Paste(Closing[PasteConfig]):
     reads: ClassVar[frozenset[str]] = frozenset({"image", "to_source"})
     writes: ClassVar[frozenset[str]] = frozenset()
     generative: ClassVar[bool] = False
-
-    def __init__(self, config: PasteConfig, device: torch.device, precision: Precision) -> None:
-        super().__init__(config, device, precision)
 
     def mask(self, batch: FaceBatch) -> Tensor:
         """(B, 1, S, S) in [0, 1]: 1 well inside the face, 0 outside and along the border of the crop."""

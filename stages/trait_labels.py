@@ -21,7 +21,7 @@ EXPRESSIONS = ("neutral", "happiness", "surprise", "anger", "sadness")
 AGE_BANDS = (3, 10, 20, 40, 60, 80)  # years at which a band begins, after the first: 0-2, 3-9, ..., 80 and more
 LABEL_COLUMNS = ("age", "gender", "expression", "attributes", "mask")
 SEEN = "seen"  # key of a row under which `read_columns` puts its labels of `BY_EYE`
-GLASSES, MOUTH, HAIR, HAT = 3, 10, 13, 14  # classes of CelebAMask-HQ
+GLASSES, MOUTH, HAT = 3, 10, 14  # classes of CelebAMask-HQ
 # Share of the picture that a class must cover: below, a few stray pixels. Eyeglasses start at .004 where there are any.
 PRESENT = 0.002
 # Distance of the inner lips over that of the outer eye corners. Of 866 faces with masks, 93 % of the mouths that show

@@ -1,6 +1,7 @@
 """The rooms of the house import one way only: landmarks <- stages <- pipeline <- run_pipeline."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,13 @@ def test_the_rooms_are_found() -> None:
 @pytest.mark.parametrize("path", modules())
 def test_imports_point_one_way(path: str) -> None:
     assert forbidden((ROOT / path).read_text(encoding="utf-8"), path) == []
+
+
+def test_no_measuring_script_is_imported_by_another() -> None:
+    texts = {path: path.read_text(encoding="utf-8") for path in (ROOT / "evaluation").rglob("*.py")}
+    scripts = {path.stem for path, text in texts.items() if 'if __name__ == "__main__"' in text}
+    used = re.compile(r"(?:from|import) evaluation(?:\.| import )(\w+)")
+    assert "benchmark" in scripts and not scripts & {name for text in texts.values() for name in used.findall(text)}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from landmarks.alignment import CANONICAL_SIZE, apply, canonical_points, similarity, warp
 from landmarks.scheme import POINT_COUNT, five_points
 from stages.attributes import ATTRIBUTES
-from stages.base import Precision
 from stages.consistency import average_to
 from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
 from stages.weights import load_network
@@ -149,9 +148,9 @@ def _encode(row: dict[str, Any], largest: int, margin: float, quality: int) -> t
 
 
 @torch.inference_mode()
-def restored_faces(frames: Sequence[np.ndarray], card: str, precision: Precision = "fp32") -> np.ndarray:
+def restored_faces(frames: Sequence[np.ndarray], card: str) -> np.ndarray:
     """(N, 128, 128, 3) uint8: each canonical frame averaged to 16 px and restored at fidelity 0."""
-    network = load_network(card, torch.device("cpu"), torch.bfloat16 if precision == "bf16" else torch.float32)
+    network = load_network(card, torch.device("cpu"))
     if not isinstance(network, ProUiganNet):
         raise TrainingError(f"{card} holds a {type(network).__name__}, not a restorer")
     made = []

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -162,12 +163,6 @@ def lr_share(step: int, config: LoopConfig, seconds: float = 0.0) -> float:
     return 1.0 if done < 0.75 else config.final_lr + (1 - config.final_lr) * (1 - done) / 0.25
 
 
-def _write_grid(path: Path, picture: np.ndarray) -> None:
-    from PIL import Image
-
-    Image.fromarray(picture).save(path)
-
-
 def train(build: Callable[[], Task], config: LoopConfig, record: dict[str, Any], resume: bool = False) -> nn.Module:
     """`fit` what `build` makes, together with the other processes where torchrun started several."""
     _checkpoint(config, resume)  # before faces are packed for nothing
@@ -185,6 +180,148 @@ def _checkpoint(config: LoopConfig, resume: bool) -> Path:
     return path
 
 
+class _Run:
+    """What is trained and how far it has come, as in a checkpoint: the network, its EMA, `others`, both optimisers."""
+
+    def __init__(self, task: Task, config: LoopConfig) -> None:
+        self.task, self.config, self.device = task, config, config.resolved_device()
+        layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.network = task.network.to(self.device).to(memory_format=layout)
+        self.optimiser = build_optimiser(self.network, config.optimiser, config.lr, config.weight_decay)
+        self.others = nn.ModuleDict(task.others).to(self.device).to(memory_format=layout)
+        self.other_optimiser = (
+            torch.optim.AdamW(self.others.parameters(), config.lr, (0.5, 0.99), weight_decay=0) if task.others else None
+        )
+        self.ema = {k: v.detach().clone().float() for k, v in self.network.state_dict().items()}
+        self.step, self.seconds = 0, 0.0
+
+    @property
+    def done(self) -> bool:
+        """Whether the steps or the minutes are used up."""
+        config = self.config
+        return self.step == config.steps or (config.minutes is not None and self.seconds >= 60 * config.minutes)
+
+    def load(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint, map_location=self.device, weights_only=True)  # noqa: TID251 tensors only
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.other_optimiser is not None and "others" in state:
+            self.others.load_state_dict(state["others"])
+            self.other_optimiser.load_state_dict(state["other_optimiser"])
+        self.ema, self.step, self.seconds = state["ema"], state["step"], state.get("seconds", 0.0)
+
+    def save(self, checkpoint: Path) -> None:
+        state = {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "ema": self.ema,
+            "step": self.step,
+            "seconds": self.seconds,
+        }
+        if self.other_optimiser is not None:
+            state |= {"others": self.others.state_dict(), "other_optimiser": self.other_optimiser.state_dict()}
+        with whole_file(checkpoint) as file:
+            torch.save(state, file)
+
+    def averaged(self) -> nn.Module:
+        """A copy of the network with the EMA's weights."""
+        network = copy.deepcopy(self.network)
+        network.load_state_dict(self.ema)
+        return network.eval()
+
+    def learn(self, batch: dict[str, Tensor]) -> dict[str, Tensor | float]:
+        """One step of everything on a batch; returns what is worth logging."""
+        batch = {k: v.to(self.device, non_blocking=True) for k, v in batch.items()}
+        seed_step(self.config.seed, self.step)
+        share = lr_share(self.step, self.config, self.seconds)
+        parts = self._update_network(batch, share) | self._update_others(batch, share)
+        self.step += 1
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            own = self.network.state_dict()
+            torch._foreach_lerp_([self.ema[k] for k in self.ema], [own[k].float() for k in self.ema], 1 - decay)
+        return parts
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+
+    def _update_network(self, batch: dict[str, Tensor], share: float) -> dict[str, Tensor | float]:
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["base_lr"] * share
+        with self._autocast():
+            loss, parts = self.task.loss(batch, self.step)
+        loss.backward()
+        parallel.average_gradients(self.network.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return {"loss": loss.detach(), "norm": norm, **parts}
+
+    def _update_others(self, batch: dict[str, Tensor], share: float) -> dict[str, Tensor | float]:
+        if self.other_optimiser is None:
+            return {}
+        for group in self.other_optimiser.param_groups:
+            group["lr"] = (self.config.other_lr or self.config.lr) * share
+        with self._autocast():
+            found = self.task.other_loss(batch, self.step)
+        if found is None:
+            return {}
+        loss, parts = found
+        loss.backward()
+        parallel.average_gradients(self.others.parameters())
+        self.other_optimiser.step()
+        self.other_optimiser.zero_grad(set_to_none=True)
+        return parts
+
+
+class _Log:
+    """What a run says of itself while it goes on: `log.jsonl`, TensorBoard and the grids in its folder."""
+
+    def __init__(self, run: _Run) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run, self.folder = run, run.config.run
+        self.writer = SummaryWriter(str(self.folder / "tensorboard"), filename_suffix=f".{parallel.rank()}")
+        self.pending: list[dict[str, Tensor | float]] = []  # parts of the steps since the last line
+        self.since = time.monotonic()
+
+    def training(self) -> None:
+        """A line with the means of the pending steps."""
+        run, batch_size = self.run, self.run.config.batch_size
+        keys = sorted({k for p in self.pending for k in p})
+        means = {k: float(np.mean([float(p[k]) for p in self.pending if k in p])) for k in keys}
+        speed = len(self.pending) * batch_size / (time.monotonic() - self.since)
+        line = {
+            "step": run.step,
+            "samples": run.step * batch_size,
+            "lr": run.optimiser.param_groups[0]["lr"],
+            "per_second": round(speed, 1),
+        }
+        self._write(line | {k: round(v, 5) for k, v in means.items()}, "training", means)
+        self.pending, self.since = [], time.monotonic()
+
+    def validation(self) -> None:
+        """A line with the figures of the EMA network, and its grid."""
+        run, threads = self.run, torch.get_num_threads()
+        torch.set_num_threads(threads * parallel.world())  # the other processes wait
+        network = run.averaged()
+        figures, picture = run.task.validate(network), run.task.grid(network)
+        torch.set_num_threads(threads)
+        if picture is not None:
+            Image.fromarray(picture).save(self.folder / f"grid_{run.step:07d}.png")
+        samples = run.step * run.config.batch_size
+        line = {"step": run.step, "samples": samples, "time": round(time.time()), "validation": figures}
+        self._write(line, "validation", figures)
+        self.since = time.monotonic()
+
+    def _write(self, line: dict[str, Any], section: str, figures: dict[str, float]) -> None:
+        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for key, value in figures.items():
+            self.writer.add_scalar(f"{section}/{key}", value, self.run.step)
+
+
 def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = False) -> nn.Module:
     """Train until `config.steps` or `config.minutes`; returns the EMA network.
 
@@ -196,142 +333,40 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
         FileExistsError: the run folder holds a checkpoint and `resume` is False.
         TrainingError: the batch does not divide by the number of processes (training.parallel).
     """
-    from torch.utils.tensorboard import SummaryWriter
-
     if config.batch_size % parallel.world():
         raise TrainingError(f"batch_size = {config.batch_size}: must divide by the {parallel.world()} processes")
-    device, first = config.resolved_device(), parallel.rank() == 0
-    checkpoint = _checkpoint(config, resume)
+    checkpoint, first = _checkpoint(config, resume), parallel.rank() == 0
     config.run.mkdir(parents=True, exist_ok=True)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    network = task.network.to(device).to(memory_format=layout)
-    optimiser = build_optimiser(network, config.optimiser, config.lr, config.weight_decay)
-    others = nn.ModuleDict(task.others).to(device).to(memory_format=layout)
-    other_optimiser = (
-        torch.optim.AdamW(others.parameters(), config.lr, (0.5, 0.99), weight_decay=0) if len(others) else None
-    )
-    ema = {k: v.detach().clone().float() for k, v in network.state_dict().items()}
-    step, seconds = 0, 0.0
+    run = _Run(task, config)
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)  # noqa: TID251 tensors only
-        network.load_state_dict(state["network"])
-        optimiser.load_state_dict(state["optimiser"])
-        if other_optimiser is not None and "others" in state:
-            others.load_state_dict(state["others"])
-            other_optimiser.load_state_dict(state["other_optimiser"])
-        ema, step, seconds = state["ema"], state["step"], state.get("seconds", 0.0)
+        run.load(checkpoint)
     if first:
         sets, counts = np.unique(task.trained_sets(), return_counts=True)
         record = record | {"counts": dict(zip(sets.tolist(), counts.tolist(), strict=True))}
         (config.run / "config.yaml").write_text(yaml.safe_dump(record, sort_keys=False), encoding="utf-8")
     loader = DataLoader(
-        _Samples(task.sample, step * config.batch_size, config.steps * config.batch_size),
+        _Samples(task.sample, run.step * config.batch_size, config.steps * config.batch_size),
         batch_size=config.batch_size // parallel.world(),
         num_workers=config.workers,
         prefetch_factor=4 if config.workers else None,
     )
-
-    def save() -> None:
-        state = {
-            "network": network.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "ema": ema,
-            "step": step,
-            "seconds": seconds,
-        }
-        if other_optimiser is not None:
-            state |= {"others": others.state_dict(), "other_optimiser": other_optimiser.state_dict()}
-        with whole_file(checkpoint) as file:
-            torch.save(state, file)
-
-    def ema_network() -> nn.Module:
-        averaged = copy.deepcopy(network)
-        averaged.load_state_dict(ema)
-        return averaged.eval()
-
-    threads = torch.get_num_threads()
-
-    def report(seen: int) -> None:
-        torch.set_num_threads(threads * parallel.world())  # the other processes wait
-        kept = ema_network()
-        figures = task.validate(kept)
-        picture = task.grid(kept)
-        torch.set_num_threads(threads)
-        if picture is not None:
-            _write_grid(config.run / f"grid_{step:07d}.png", picture)
-        for key, value in figures.items():
-            writer.add_scalar(f"validation/{key}", value, step)
-        with (config.run / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(
-                json.dumps({"step": step, "samples": seen, "time": round(time.time()), "validation": figures}) + "\n"
-            )
-
-    writer = SummaryWriter(str(config.run / "tensorboard"), filename_suffix=f".{parallel.rank()}")
-    last_save, last_log = time.monotonic(), time.monotonic()
-    sums: dict[str, float] = {}
-    pending: list[dict[str, Tensor | float]] = []
-    last_step = time.monotonic()
+    log = _Log(run)
+    last_save = last_step = time.monotonic()
     for batch in loader:
         now = time.monotonic()
-        seconds = parallel.of_the_first(seconds + now - last_step)  # else the processes' learning rates would differ
-        last_step = now
-        last = step + 1 == config.steps or (config.minutes is not None and seconds >= 60 * config.minutes)
-        batch = {k: v.to(device, non_blocking=True) for k, v in batch.items()}
-        seed_step(config.seed, step)
-        share = lr_share(step, config, seconds)
-        for group in optimiser.param_groups:
-            group["lr"] = group["base_lr"] * share
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            loss, parts = task.loss(batch, step)
-        loss.backward()
-        parallel.average_gradients(network.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), config.clip)
-        if torch.isfinite(norm):
-            optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if other_optimiser is not None:
-            for group in other_optimiser.param_groups:
-                group["lr"] = (config.other_lr or config.lr) * share
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                other = task.other_loss(batch, step)
-            if other is not None:
-                other[0].backward()
-                parallel.average_gradients(others.parameters())
-                other_optimiser.step()
-                other_optimiser.zero_grad(set_to_none=True)
-                parts = {**parts, **other[1]}
-        step += 1
-        decay = min(config.ema, (1 + step) / (10 + step))
-        with torch.no_grad():
-            own = network.state_dict()
-            torch._foreach_lerp_([ema[k] for k in ema], [own[k].float() for k in ema], 1 - decay)
-        if not first:
-            if last:
-                break
-            continue
-        pending.append({"loss": loss.detach(), "norm": norm, **parts})
-        if step % config.log_steps == 0 or last:
-            keys = sorted({k for p in pending for k in p})
-            sums = {k: float(np.mean([float(p[k]) for p in pending if k in p])) for k in keys}
-            speed = len(pending) * config.batch_size / (time.monotonic() - last_log)
-            line = {
-                "step": step,
-                "samples": step * config.batch_size,
-                "lr": optimiser.param_groups[0]["lr"],
-                "per_second": round(speed, 1),
-            }
-            with (config.run / "log.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line | {k: round(v, 5) for k, v in sums.items()}) + "\n")
-            for key, value in sums.items():
-                writer.add_scalar(f"training/{key}", value, step)
-            pending, last_log = [], time.monotonic()
-        if step % config.grid_steps == 0 or last:
-            report(step * config.batch_size)
-            last_log = time.monotonic()
-        if time.monotonic() - last_save > config.checkpoint_minutes * 60 or last:
-            save()
-            last_save = time.monotonic()
-        if last:
+        # Of the first process, else the processes' learning rates would differ.
+        run.seconds, last_step = parallel.of_the_first(run.seconds + now - last_step), now
+        parts = run.learn(batch)
+        if first:
+            log.pending.append(parts)
+            if run.step % config.log_steps == 0 or run.done:
+                log.training()
+            if run.step % config.grid_steps == 0 or run.done:
+                log.validation()
+            if time.monotonic() - last_save > config.checkpoint_minutes * 60 or run.done:
+                run.save(checkpoint)
+                last_save = time.monotonic()
+        if run.done:
             break
-    writer.close()
-    return ema_network()
+    log.writer.close()
+    return run.averaged()

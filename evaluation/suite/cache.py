@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.card_metrics import cards_measured
+from evaluation.cards import cards_measured
 
 Arrays = dict[str, np.ndarray]
 

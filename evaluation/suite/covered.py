@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.embedders import called_covered, cover_classifier
+from evaluation.cover_classifier import called_covered, cover_classifier
 from evaluation.faces import EvaluationFace, bicubic, load_faces, thumbnail
 from evaluation.recognition import two_class_auc
 from evaluation.statistics import Finding, bootstrap, bootstrap_groups, quantile

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 
 from evaluation.metrics import area_average, lr_consistency_db, luma, nme, overlap, psnr, rank_correlation, ssim
-from evaluation.naturalness import SHEET_SIDE, frechet_distance, niqe_of_faces, paired_kernel_distance
+from evaluation.naturalness import SHEET_SIDE, frechet_distance, kernel_distance, niqe_of_faces
 from evaluation.statistics import Direction
 from evaluation.suite.cache import card_key
 from evaluation.suite.rows import Made, Views
-from evaluation.traits import TraitReader, labels_of, mean_recall
-from evaluation.traits import columns as trait_columns
+from evaluation.trait_reader import TraitReader, labels_of, mean_recall
+from evaluation.trait_reader import columns as trait_columns
 from landmarks.backends import create, why_unavailable
 from landmarks.backends.dlib import hog_box
 from stages import basicsr_adapter
@@ -451,7 +451,7 @@ UNCERTAINTY = Family(
 )  # fmt: skip
 
 
-# --- traits and naturalness: evaluation.traits, evaluation.naturalness -----------------------------------------------
+# --- traits and naturalness: evaluation.trait_reader, evaluation.naturalness -----------------------------------------
 
 
 @cache
@@ -560,7 +560,7 @@ SET_MEASURES: Sequence[SetMeasure] = (
         "kernel distance",
         "squared maximum mean discrepancy under a cubic kernel, unbiased, no face compared with itself; interval by "
         "leaving out blocks of faces",
-        paired_kernel_distance,
+        kernel_distance,
         version=2,
     ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.card_metrics import cards_measured
+from evaluation.cards import cards_measured
 from evaluation.faces import EvaluationFace, read_validation_list
 from evaluation.naturalness import with_interval
 from evaluation.restoring import REPOSITORY, AnyPrecision, Device

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from evaluation.benchmark import example_faces
 from evaluation.faces import (
     EvaluationFace,
     canonical_face,
     central_square,
     decode,
+    example_faces,
     load_faces,
     read_validation_list,
 )

@@ -6,7 +6,6 @@ bicubic enlargement plus a residual. Two branches share the features: the trunk,
 detail that `fidelity` 0 adds, trained against a critic on top of the finished trunk.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,23 +96,3 @@ class Upscaler(nn.Module):
         """Everything but the detail branch."""
         own = ("seen.", "detail_blocks.", "detail.")
         return [p for n, p in self.named_parameters() if not n.startswith(own)]
-
-
-def multiply_adds(height: int, width: int, network: Upscaler, scale: int, detail: bool) -> int:
-    """Multiplications of the convolutions for one picture of (height, width), counted on the layers themselves."""
-    total = 0
-
-    def count(layer: nn.Module, _inputs: tuple[Tensor, ...], out: Tensor) -> None:
-        nonlocal total
-        assert isinstance(layer, nn.Conv2d)
-        total += out[0].numel() * layer.weight[0].numel()
-
-    hooks = [m.register_forward_hook(count) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    try:
-        with torch.no_grad():
-            parameter = next(network.parameters())
-            network(torch.zeros(1, 3, height, width, device=parameter.device), scale, detail)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return total

@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from evaluation import benchmark, endurance, memory, scaling
+from evaluation import benchmark, endurance, memory, restore_command, scaling
+from evaluation.faces import example_faces
+from evaluation.operations import operations
 
 
 def test_thumbnails_are_seeded_distinct_and_16_px(tmp_path: Path) -> None:
-    benchmark.make_thumbnails(tmp_path / "a", 12)
-    benchmark.make_thumbnails(tmp_path / "b", 12)
+    restore_command.make_thumbnails(tmp_path / "a", 12)
+    restore_command.make_thumbnails(tmp_path / "b", 12)
     files = sorted((tmp_path / "a").iterdir())
     contents = [f.read_bytes() for f in files]
     assert len(files) == 12 and len(set(contents)) == 12
@@ -24,7 +26,7 @@ def test_thumbnails_are_seeded_distinct_and_16_px(tmp_path: Path) -> None:
 
 
 def test_the_astronaut_fills_the_canonical_frame() -> None:
-    face = benchmark.example_faces()[0]
+    face = example_faces()[0]
     assert face.shape == (128, 128, 3)
     mouth, cheek = face[90:98, 50:78].astype(float), face[75:85, 40:50].astype(float)
     assert np.std(mouth) > np.std(cheek)  # teeth and lips against skin
@@ -41,14 +43,14 @@ def test_work_is_counted_under_inference_mode_too() -> None:
     def call() -> torch.Tensor:
         return layer(x)
 
-    assert benchmark.operations(call) == 2 * 9 * 8 * 16 * 100 * 2
+    assert operations(call) == 2 * 9 * 8 * 16 * 100 * 2
 
 
 def test_statuses_are_counted_from_the_journal(tmp_path: Path) -> None:
     (tmp_path / "_run").mkdir()
     lines = [json.dumps({"status": s}) for s in ("ok", "ok", "corrupt")]
     (tmp_path / "_run" / "journal.jsonl").write_text("\n".join(lines) + "\n")
-    assert benchmark.journal_statuses(tmp_path) == {"ok": 2, "corrupt": 1}
+    assert restore_command.journal_statuses(tmp_path) == {"ok": 2, "corrupt": 1}
 
 
 def test_tables_show_every_run() -> None:
@@ -62,7 +64,7 @@ def test_tables_show_every_run() -> None:
 def test_watching_sees_the_memory_of_a_child_and_its_exit_code() -> None:
     hold = "import time; block = bytearray(120 << 20); time.sleep(0.6); raise SystemExit(3)"
     parent = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {hold!r}]).returncode)"
-    code, seconds, tree, single = memory.watch([sys.executable, "-c", parent])
+    code, seconds, tree, single = restore_command.watch([sys.executable, "-c", parent])
     assert code == 3 and seconds > 0.5 and tree > 120 and single > 120
 
 
@@ -76,7 +78,7 @@ def test_a_killed_command_is_started_again_until_it_ends_by_itself(tmp_path: Pat
     )
     lines = endurance.run_killed([sys.executable, "-c", worker, str(tmp_path)], tmp_path, 3, 0.6)
     assert len(lines) == 3 and lines == sorted(lines) and lines[-1] < 150
-    found = endurance.tree_hashes(tmp_path)
+    found = restore_command.tree_hashes(tmp_path)
     assert set(found) == {f"{i}.txt" for i in range(150)} and len(set(found.values())) == 150
     with pytest.raises(RuntimeError, match="exit code 3"):
         endurance.run_killed([sys.executable, "-c", "raise SystemExit(3)"], tmp_path, 0, 1)

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from evaluation.card_metrics import cards_measured, main
+from evaluation.card_metrics import main
+from evaluation.cards import cards_measured
 from stages import weights
 
 FINDING = {

@@ -11,6 +11,8 @@ pytest.importorskip("scipy")
 from evaluation import dlib_descriptor, edit_memory, transfer_unit, upscale_bars
 from evaluation.edit_bars import COSINE, DISTANCE, flipped, identity_kept, others_changed, seam_excess
 from evaluation.edit_memory import Row, drawn_face, findings
+from evaluation.editing import reconstruction_db
+from evaluation.operations import operations
 from evaluation.upscale_bars import sharpness
 from stages.networks.coogan import CooganNet
 from stages.networks.transfer_unit import LightUnit
@@ -32,17 +34,17 @@ def test_every_unit_of_the_shipped_editor_is_counted() -> None:
     assert [(u.up.out_channels, u.up.in_channels) for u in units] == [w[:2] for w in transfer_unit.WIDTHS]
 
 
-def test_multiplications_are_those_of_the_formula() -> None:
+def test_operations_are_those_of_the_formula() -> None:
     layer = torch.nn.Conv2d(3, 5, 3, padding=1)
-    assert transfer_unit.multiply_adds(layer, lambda: layer(torch.zeros(1, 3, 8, 8))) == 8 * 8 * 5 * 27
+    assert operations(lambda: layer(torch.zeros(1, 3, 8, 8))) == 2 * 8 * 8 * 5 * 27
     up = torch.nn.ConvTranspose2d(3, 5, 4, 2, 1)
-    assert transfer_unit.multiply_adds(up, lambda: up(torch.zeros(1, 3, 8, 8))) == 8 * 8 * 3 * 5 * 16
+    assert operations(lambda: up(torch.zeros(1, 3, 8, 8))) == 2 * 8 * 8 * 3 * 5 * 16
 
 
 def test_an_editor_that_adds_nothing_reconstructs_perfectly() -> None:
     network = CooganNet(["age"], width=8, local_width=8).eval()  # its last layers start at zero
     face = np.random.default_rng(0).integers(0, 256, (768, 768, 3), dtype=np.uint8)
-    assert transfer_unit.reconstruction_db(network, [face]) > 90
+    assert reconstruction_db(network, [face]) > 90
 
 
 def test_memory_bars_are_judged() -> None:

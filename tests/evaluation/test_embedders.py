@@ -1,4 +1,4 @@
-"""Templates, the ONNX embedder's checks, and the classifier of covered faces."""
+"""Templates, and the ONNX embedder's checks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from evaluation import embedders
-from evaluation.faces import thumbnail
 
 MODEL = Path(__file__).resolve().parents[3] / "shared" / "data" / "mobilefacenet_casia.onnx"
 
@@ -54,21 +53,3 @@ def test_the_evaluation_embedder_gives_unit_rows_that_do_not_depend_on_company()
     np.testing.assert_allclose(embedder(images[:1], points[:1]), rows[:1], atol=1e-4)
     with pytest.raises(ValueError, match="the template arcface-112 gives"):
         embedders.OnnxEmbedder(MODEL, "arcface-112")
-
-
-def test_the_cover_classifier_learns_an_obvious_cover_and_is_kept(tmp_path: Path) -> None:
-    rng = np.random.default_rng(1)
-    bare = list(rng.integers(90, 160, (60, 32, 32, 3), dtype=np.uint8))
-    covered = [image.copy() for image in bare]
-    for image in covered:
-        image[18:] = 235
-    network = embedders.cover_classifier(covered[:50], bare[:50], 16, tmp_path, steps=60)
-    assert embedders.called_covered(network, covered[50:], 16).mean() > 0.8
-    assert embedders.called_covered(network, bare[50:], 16).mean() < 0.2
-    kept = list(tmp_path.iterdir())
-    again = embedders.cover_classifier(covered[:50], bare[:50], 16, tmp_path, steps=60)
-    assert list(tmp_path.iterdir()) == kept and len(kept) == 1
-    small = [thumbnail(image) for image in covered]
-    np.testing.assert_array_equal(
-        embedders.called_covered(network, small, 16), embedders.called_covered(again, small, 16)
-    )

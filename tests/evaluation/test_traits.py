@@ -12,7 +12,8 @@ import torch
 from evaluation import traits
 from evaluation.faces import EvaluationFace
 from evaluation.statistics import bootstrap
-from evaluation.traits import TraitReader, classifier_findings, columns, mean_recall
+from evaluation.trait_reader import TraitReader, columns, labels_of, mean_recall
+from evaluation.traits import classifier_findings
 from stages.networks.classifier import TraitNet
 from stages.networks.face_parser import FaceParser
 from stages.weights import save_weights
@@ -149,7 +150,7 @@ def test_other_pictures_and_other_networks_are_refused(reader: TraitReader) -> N
 
 def test_labels_come_from_the_columns_of_a_face() -> None:
     face = EvaluationFace("a", "a", "x", np.zeros((128, 128, 3), np.uint8), None, {"age": 40, "gender": 1})
-    assert traits.labels_of([face]) == [{"age": 40.0, "masculine": 0.0}]
+    assert labels_of([face]) == [{"age": 40.0, "masculine": 0.0}]
 
 
 def test_the_command_writes_the_figures_into_the_card(
