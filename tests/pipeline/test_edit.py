@@ -23,6 +23,7 @@ from stages.face_frame import PART_CENTRES
 from stages.networks.coogan import CooganNet
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.weights import WEIGHTS_ENV, load_network, save_weights
+from tests.pipeline.test_evidence import credentials
 
 NETWORK: dict[str, Any] = {"attributes": ["smiling", "age", "eyeglasses"], "width": 8, "local_width": 8}
 CARD: dict[str, Any] = {"input": {}, "data": {}, "recipe": {}, "metrics": [], "licence": "none", "limits": "random"}
@@ -89,7 +90,7 @@ def faces(tmp_path: Path) -> Path:
     return folder
 
 
-def run(faces: Path, output: Path, *more: str) -> int:
+def run(faces: Path | str, output: Path | str, *more: str) -> int:
     command = ["edit", "-i", str(faces), "-o", str(output), "--device", "cpu", "--precision", "fp32", "--workers", "1"]
     return main([*command, *more])
 
@@ -209,6 +210,35 @@ def test_a_second_run_keeps_what_stands_and_verify_agrees(editor: list[str], fac
     assert run(faces, tmp_path / "out", "--set-attribute", "smiling=1") == 0
     assert (tmp_path / "out" / "restored" / "large.png").stat().st_mtime_ns == stamp
     assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("way", ["plain", "signed", "into a store", "out of a store"])
+def test_verify_makes_a_large_picture_again_in_the_way_it_was_made(
+    editor: list[str], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    out, more = tmp_path / "out", ["--set-attribute", "smiling=1"]
+    given, place = str(faces), str(out)
+    for name in ("small.png", "grey.png", "photo.jpg"):
+        (faces / name).unlink()
+    if way == "signed":
+        pytest.importorskip("c2pa", reason='the extra "c2pa" is not installed')
+        chain = {"version": 1, "name": "signed", "stages": [{"stage": "coogan", "attributes": {}}]}
+        (tmp_path / "chain.yaml").write_text(json.dumps(chain | {"signing": credentials(tmp_path)}))
+        more += ["-c", str(tmp_path / "chain.yaml")]
+    elif way != "plain":
+        store = pytest.importorskip("fsspec", reason='the extra "cluster" is not installed').filesystem("memory")
+        if way == "into a store":
+            place = f"memory:/{out}"
+        else:
+            store.put(f"{faces}/", f"{faces}/", recursive=True)
+            given = f"memory:/{faces}"
+    assert run(given, place, *more) == 1  # one of the pictures is broken
+    if way == "into a store":
+        store.get(f"{out}/", f"{out}/", recursive=True)
+    record = records(out)["large.png"]
+    assert record["status"] == "ok" and ("in_bands" in record["notes"]) == (way == "plain")
+    assert main(["verify", str(out), "-i", str(faces)]) == 0
+    assert "3 records checked, 3 made again, 0 inputs no longer there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
