@@ -351,7 +351,8 @@ class Worker:
 
         def judged(edit: LargeEdit) -> Result:
             status, reason = judge(
-                verdict, min(edit.size), edit.brightness, edit.face_score, uncertainty=edit.uncertainty
+                verdict, min(edit.size), edit.brightness, edit.face_score, uncertainty=edit.uncertainty,
+                unedited=edit.unedited,
             )  # fmt: skip
             return Result(
                 task.name, status, verdict="restored" if reason is None else "not_decidable", reason=reason,

@@ -19,6 +19,7 @@ from pipeline.editing import contact_sheet, edit, edit_chain, strength_sheet
 from pipeline.images import Limits, to_uint8
 from pipeline.large import PngRows, reduced, takes
 from stages import coogan as stage_module
+from stages import face_frame
 from stages.face_frame import PART_CENTRES
 from stages.networks.coogan import CooganNet
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
@@ -118,15 +119,37 @@ def test_every_kind_of_picture_ends_as_it_should(editor: list[str], faces: Path,
     assert not list((tmp_path / "out").rglob(".revisage-*"))
 
 
-def test_where_hardly_a_face_is_asked_for_a_large_picture_without_one_stays_as_it_is(
-    editor: list[str], faces: Path, tmp_path: Path
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("name", ["small.png", "large.png"])
+def test_what_the_chain_takes_for_a_face_is_edited(
+    editor: list[str], faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setitem(face_frame._ENOUGH, "eyes", 1100.0)  # those of the drawn face are a fifth of that
+    assert run(faces / name, tmp_path / "strict", "--set-attribute", "smiling=1") == 0
+    assert records(tmp_path / "strict")[name]["status"] == "no_face"
+    lax = ("--set-attribute", "smiling=1", "--set=verdict.min_face_score=0.1")
+    assert run(faces / name, tmp_path / "out", *lax) == 0
+    record = records(tmp_path / "out")[name]
+    assert record["status"] == "ok" and 0.1 < record["face_score"] < 0.25
+    assert not np.array_equal(pixels(tmp_path / "out" / record["output"]), pixels(faces / name))
+
+
+@pytest.mark.parametrize("side", [128, 440])
+def test_a_picture_with_nothing_to_edit_is_not_passed_off_as_edited(
+    editor: list[str], faces: Path, tmp_path: Path, side: int
+) -> None:
+    Image.fromarray(picture(4, (side, side)) // 8).save(faces / "nobody.png")
     lax = [f"--set=verdict.{limit}=0" for limit in ("min_face_score", "min_brightness")]
-    assert run(faces / "nobody.png", tmp_path / "out", "--set-attribute", "smiling=1", *lax) == 0
-    record = records(tmp_path / "out")["nobody.png"]
-    assert record["status"] == "ok" and np.array_equal(
-        np.asarray(Image.open(tmp_path / "out" / record["output"])), np.asarray(Image.open(faces / "nobody.png"))
-    )
+    for strength, status in (("1", "review"), ("0", "ok")):
+        out = tmp_path / strength
+        assert run(faces / "nobody.png", out, "--set-attribute", f"smiling={strength}", *lax) == 0
+        record = records(out)["nobody.png"]
+        assert record["status"] == status and ("not edited" in (record["reason"] or "")) == (status == "review")
+        assert np.array_equal(pixels(out / record["output"]), pixels(faces / "nobody.png"))
+        assert main(["verify", str(out)]) == 0
 
 
 def write_kinds(folder: Path) -> list[Path]:
