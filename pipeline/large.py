@@ -36,7 +36,7 @@ from pipeline.images import (
     to_rgb,
     to_uint8,
 )  # fmt: skip
-from stages.coogan import MIN_FACE_SCORE, Coogan
+from stages.coogan import Coogan
 from stages.luma import luma
 
 BAND_ROWS = 64  # rows converted and analysed at a time
@@ -133,7 +133,7 @@ class LargeEdit:
     Attributes:
         face_score: how sure it is that there is a face. size: (height, width), px. notes: for the journal.
         brightness: as `pipeline.restorer.brightness` of the input. uncertainty: mean over the pixels, 0 to 1.
-        seconds: spent until the edit was there.
+        unedited: as of `stages.coogan.EditPlan`. seconds: spent until the edit was there.
     """
 
     face_score: float
@@ -141,6 +141,7 @@ class LargeEdit:
     notes: dict[str, Any]
     brightness: float
     uncertainty: float
+    unedited: bool
     seconds: float
 
 
@@ -246,7 +247,7 @@ def edit_picture(
     text_of: Callable[[LargeEdit], PngImagePlugin.PngInfo],
     least_score: float = 0.5,
 ) -> LargeEdit | None:
-    """Edit a picture file; None where it is not of a kind that can be edited in bands, or is to be left as it is.
+    """Edit a picture file; None where it is not of a kind that can be edited in bands.
 
     Args:
         path: the picture.
@@ -266,8 +267,6 @@ def edit_picture(
         image.close()
         del image
         plan = stage.editor.plan(source)
-        if least_score <= plan.frame.score < MIN_FACE_SCORE:
-            return None
         notes = source.notes | {"edit": stage.note(plan), "in_bands": True}
         size, light = (source.height, source.width), _percentile(source.lumas, 90) / 255
         share, invented = PixelFile(map_scratch, *size, 1), 0.0
@@ -278,8 +277,9 @@ def edit_picture(
             share.put(block.top, block.left, _pixels(block.invented))
             invented += float(block.invented.sum(dtype=torch.float64))
         edit = LargeEdit(
-            plan.frame.score, size, notes, light, invented / (size[0] * size[1]), time.perf_counter() - started
-        )
+            plan.frame.score, size, notes, light, invented / (size[0] * size[1]), plan.unedited,
+            time.perf_counter() - started,
+        )  # fmt: skip
         if found:
             text = text_of(edit)
             write_png(image_out, source, 1 if source.grey else 3, text)

@@ -126,18 +126,21 @@ def judge(
     covered: float | None = None,
     consistency: float | None = None,
     uncertainty: float | None = None,
+    unedited: bool = False,
 ) -> tuple[DoneStatus, str | None]:
     """What may be said of a finished face: its status, and why nothing can be decided from it where that is so.
 
     Args:
-        side_px: as of `Face`. light: as `brightness` gives it. uncertainty: mean of the map. The others as in `Result`;
-            None where no stage tells.
+        side_px: as of `Face`. light: as `brightness` gives it. uncertainty: mean of the map. unedited: as of
+            `FaceBatch`. The others as in `Result`; None where no stage tells.
     """  # fmt: skip
     status: DoneStatus = "ok"
     reasons = []
     if score is not None and score < limits.min_face_score:
         status = "no_face"
         reasons.append(f"no face found: score {score:.2f} is under {limits.min_face_score:.2f}")
+    elif unedited:
+        reasons.append("not edited: no part of a face was found that the edit may act on")
     if covered is not None and covered > limits.max_occluded_fraction:
         reasons.append(f"{covered:.0%} of the face is covered, over {limits.max_occluded_fraction:.0%}")
     if consistency is not None and consistency < limits.min_consistency_db:
@@ -391,7 +394,10 @@ class Restorer:
         occlusion, uncertainty = _array(batch.occlusion, i), _array(batch.uncertainty, i)
         invented = None if uncertainty is None else float(uncertainty.mean())
         light = brightness(face.picture.pixels)
-        status, reason = judge(self.config.verdict, face.side_px, light, score, covered, consistency, invented)
+        unedited = batch.unedited is not None and bool(batch.unedited[i])
+        status, reason = judge(
+            self.config.verdict, face.side_px, light, score, covered, consistency, invented, unedited
+        )  # fmt: skip
         return Result(
             source=face.source,
             status=status,

@@ -116,6 +116,7 @@ def _is_whole(record: dict[str, Any]) -> bool:
         isinstance(record.get("status"), str)
         and isinstance(record.get("input_sha256", 0), str | None)
         and isinstance(record.get("face", 0), int)
+        and isinstance(record.get("notes", {}), dict)
         and isinstance(files, dict)
         and files.keys() <= product_paths("", "").keys()
         and record.get("output_sha256") == files.get("image")
@@ -123,8 +124,8 @@ def _is_whole(record: dict[str, Any]) -> bool:
 
 
 class _Again:
-    """Inputs made again, by a worker in a temporary folder; the lines of one input stand together in the journal, so
-    that each is made again once."""
+    """Inputs made again, by a worker in a temporary folder, in bands of rows where their lines say so; the lines of one
+    input stand together in the journal, so that each is made again once."""
 
     def __init__(self, restorer: Restorer, job: Job, masks: InputSet) -> None:
         self.restorer, self.job, self.masks = restorer, job, masks
@@ -149,8 +150,9 @@ class _Again:
         if self._made[0] != name:
             target = target_of(name)
             task = Task(name, path, target, self.masks.mask_of(name, target))
+            bands = "in_bands" in record.get("notes", {})
             with tempfile.TemporaryDirectory(prefix="revisage-verify-") as folder:
-                outcomes = Worker(self.restorer, replace(self.job, output=folder)).process([(task, None)])
+                outcomes = Worker(self.restorer, replace(self.job, output=folder, bands=bands)).process([(task, None)])
                 lines = [line_of(outcome.record) for outcome in outcomes if outcome.record is not None]
             found = [json.loads(line) for line in lines]
             self._made = (name, {made.get("face"): made for made in found})

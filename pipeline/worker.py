@@ -72,6 +72,7 @@ class Job:
         boxes: file of the boxes of faces, where the chain asks for one.
         marking: what is written beside the pictures: copies with the standing words burnt in, records.
         signing: certificate and key for the manifests in the pictures.
+        bands: edit large pictures in bands of rows where that can be done.
     """
 
     output: str
@@ -84,6 +85,7 @@ class Job:
     boxes: str | None = None
     marking: MarkingConfig = field(default_factory=MarkingConfig)
     signing: SigningConfig | None = None
+    bands: bool = True
 
     @property
     def marks_files(self) -> bool:
@@ -331,10 +333,11 @@ class Worker:
 
     def _in_bands(self, task: Task, prior: Prior | None) -> Outcome | None:
         """A large picture for an editor and nothing else: edited and written in bands of rows, so that its size costs
-        no memory. None where it has to go the ordinary way. Raises `ImageError`."""
+        no memory. None where it has to go the ordinary way: the pixels are the same, the encoding and the note are not.
+        Raises `ImageError`."""
         from pipeline.large import LargeEdit, edit_picture, editor_of
 
-        stage = editor_of(self.restorer.chain)
+        stage = editor_of(self.restorer.chain) if self.job.bands else None
         plain = not (task.mask or self.job.marks_files or self.job.signing or is_url(task.source))
         if stage is None or not plain or type(self.output) is not OutputFolder:
             return None
@@ -349,7 +352,8 @@ class Worker:
 
         def judged(edit: LargeEdit) -> Result:
             status, reason = judge(
-                verdict, min(edit.size), edit.brightness, edit.face_score, uncertainty=edit.uncertainty
+                verdict, min(edit.size), edit.brightness, edit.face_score, uncertainty=edit.uncertainty,
+                unedited=edit.unedited,
             )  # fmt: skip
             return Result(
                 task.name, status, verdict="restored" if reason is None else "not_decidable", reason=reason,

@@ -26,7 +26,6 @@ from stages.weights import load_network
 MIN_SIDE_PX = 64
 BAND_ROWS = 64  # rows that are read at a time
 THUMB_PX = 320  # longer side of the reduced picture in which the face is looked for
-MIN_FACE_SCORE = 0.25  # below it nothing is edited: half of what the verdict asks for
 REACH_PX, FADE_PX = 5, 9  # of the 128 px frame: how far an edit reaches beyond its parts, and over what width it fades
 
 
@@ -90,6 +89,7 @@ class EditPlan:
         frame: where the face lies. matrix: (2, 3) float32, full-size pixel -> pixel of the 128 px frame.
         edit: the global path's answer. wanted: (1, A) differences asked of the network.
         region: (1, 1, 128, 128) in [0, 1], where the edit may act. source: predicted attributes by name.
+        unedited: a change is asked for, and nowhere is there a part of a face that it may act on.
     """
 
     frame: FaceFrame
@@ -98,6 +98,7 @@ class EditPlan:
     wanted: Tensor
     region: Tensor
     source: dict[str, float]
+    unedited: bool
 
 
 class Block(NamedTuple):
@@ -155,13 +156,15 @@ class CooganEditor:
         matrix[:, 2] += matrix[:, :2] @ (0.5 * scale - 0.5)
         matrix[:, :2] *= scale
         names = self.network.attributes
+        region = edit_region(frame.parsing.to(self.device), self.attributes)
         return EditPlan(
             frame=frame,
             matrix=torch.from_numpy(matrix).float(),
             edit=edit,
             wanted=wanted,
-            region=edit_region(frame.parsing.to(self.device), self.attributes),
+            region=region,
             source={n: round(float(v), 3) for n, v in zip(names, found, strict=True)},
+            unedited=any(self.attributes.values()) and not bool(region.any()),
         )
 
     def _reduced(self, source: RowSource) -> tuple[np.ndarray, np.ndarray]:
@@ -292,14 +295,17 @@ class Coogan(Stage[CooganConfig]):
 
     Reads and writes `image`: (B, 3, H, W) RGB in [0, 1], one face, tightly, canonically or FFHQ framed, any size.
     Where an earlier stage wrote `landmarks`, the face is where they say; else it is found, and `face_score` tells
-    whether there is one. Writes `uncertainty`: changed pixels are invented. Where `lr_consistency_db` was written, it
-    is measured anew: an edited face need not agree with the evidence.
+    whether there is one: the chain's verdict says how sure that has to be. Writes `uncertainty`: changed pixels are
+    invented; and `unedited`. Where `lr_consistency_db` was written, it is measured anew: an edited face need not agree
+    with the evidence.
     Method: Chen et al., CooGAN, ECCV 2020; see `stages.networks.coogan` for what differs.
     """
 
     Config = CooganConfig
     reads: ClassVar[frozenset[str]] = frozenset({"image"})
-    writes: ClassVar[frozenset[str]] = frozenset({"image", "uncertainty", "face_score", "lr_consistency_db", "notes"})
+    writes: ClassVar[frozenset[str]] = frozenset(
+        {"image", "uncertainty", "face_score", "unedited", "lr_consistency_db", "notes"}
+    )
     one_by_one: ClassVar[bool] = True
     training: ClassVar[Mapping[str, str]] = {
         "weights": "configs/train/coogan.yaml",
@@ -336,25 +342,27 @@ class Coogan(Stage[CooganConfig]):
                 f"coogan: {width}x{height} px: expected {MIN_SIDE_PX} px or more a side; "
                 'put stages "prouigan" and "upscale" before it'
             )
-        images, invented, scores, notes = [], [], [], []
+        images, invented, scores, left_alone, notes = [], [], [], [], []
         for i, image in enumerate(batch.image):
             source = TensorRows(image)
             points = None if batch.landmarks is None else batch.landmarks[i].cpu().double().numpy()
             plan = self.editor.plan(source, points)
             scores.append(plan.frame.score)
+            left_alone.append(plan.unedited)
             notes.append(batch.notes[i] | {"edit": self.note(plan)})
             images.append(image.float().clone())
             invented.append(torch.zeros_like(images[-1][:1]))
-            if plan.frame.score >= MIN_FACE_SCORE:
-                for block in self.editor.run(source, plan):
-                    block.put(images[-1], invented[-1])
+            for block in self.editor.run(source, plan):
+                block.put(images[-1], invented[-1])
         image, added = torch.stack(images), torch.stack(invented)
         image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
         score = torch.tensor(scores, device=image.device)
+        unedited = torch.tensor(left_alone, device=image.device)
         changes: dict[str, Any] = {
             "image": image,
             "uncertainty": added if batch.uncertainty is None else torch.maximum(batch.uncertainty, added),
             "face_score": score if batch.face_score is None else torch.minimum(batch.face_score, score),
+            "unedited": unedited if batch.unedited is None else batch.unedited | unedited,
             "notes": tuple(notes),
         }
         if batch.lr_consistency_db is not None:

@@ -19,10 +19,12 @@ from pipeline.editing import contact_sheet, edit, edit_chain, strength_sheet
 from pipeline.images import Limits, to_uint8
 from pipeline.large import PngRows, reduced, takes
 from stages import coogan as stage_module
+from stages import face_frame
 from stages.face_frame import PART_CENTRES
 from stages.networks.coogan import CooganNet
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.weights import WEIGHTS_ENV, load_network, save_weights
+from tests.pipeline.test_evidence import credentials
 
 NETWORK: dict[str, Any] = {"attributes": ["smiling", "age", "eyeglasses"], "width": 8, "local_width": 8}
 CARD: dict[str, Any] = {"input": {}, "data": {}, "recipe": {}, "metrics": [], "licence": "none", "limits": "random"}
@@ -89,7 +91,7 @@ def faces(tmp_path: Path) -> Path:
     return folder
 
 
-def run(faces: Path, output: Path, *more: str) -> int:
+def run(faces: Path | str, output: Path | str, *more: str) -> int:
     command = ["edit", "-i", str(faces), "-o", str(output), "--device", "cpu", "--precision", "fp32", "--workers", "1"]
     return main([*command, *more])
 
@@ -117,15 +119,37 @@ def test_every_kind_of_picture_ends_as_it_should(editor: list[str], faces: Path,
     assert not list((tmp_path / "out").rglob(".revisage-*"))
 
 
-def test_where_hardly_a_face_is_asked_for_a_large_picture_without_one_stays_as_it_is(
-    editor: list[str], faces: Path, tmp_path: Path
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+@pytest.mark.parametrize("name", ["small.png", "large.png"])
+def test_what_the_chain_takes_for_a_face_is_edited(
+    editor: list[str], faces: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setitem(face_frame._ENOUGH, "eyes", 1100.0)  # those of the drawn face are a fifth of that
+    assert run(faces / name, tmp_path / "strict", "--set-attribute", "smiling=1") == 0
+    assert records(tmp_path / "strict")[name]["status"] == "no_face"
+    lax = ("--set-attribute", "smiling=1", "--set=verdict.min_face_score=0.1")
+    assert run(faces / name, tmp_path / "out", *lax) == 0
+    record = records(tmp_path / "out")[name]
+    assert record["status"] == "ok" and 0.1 < record["face_score"] < 0.25
+    assert not np.array_equal(pixels(tmp_path / "out" / record["output"]), pixels(faces / name))
+
+
+@pytest.mark.parametrize("side", [128, 440])
+def test_a_picture_with_nothing_to_edit_is_not_passed_off_as_edited(
+    editor: list[str], faces: Path, tmp_path: Path, side: int
+) -> None:
+    Image.fromarray(picture(4, (side, side)) // 8).save(faces / "nobody.png")
     lax = [f"--set=verdict.{limit}=0" for limit in ("min_face_score", "min_brightness")]
-    assert run(faces / "nobody.png", tmp_path / "out", "--set-attribute", "smiling=1", *lax) == 0
-    record = records(tmp_path / "out")["nobody.png"]
-    assert record["status"] == "ok" and np.array_equal(
-        np.asarray(Image.open(tmp_path / "out" / record["output"])), np.asarray(Image.open(faces / "nobody.png"))
-    )
+    for strength, status in (("1", "review"), ("0", "ok")):
+        out = tmp_path / strength
+        assert run(faces / "nobody.png", out, "--set-attribute", f"smiling={strength}", *lax) == 0
+        record = records(out)["nobody.png"]
+        assert record["status"] == status and ("not edited" in (record["reason"] or "")) == (status == "review")
+        assert np.array_equal(pixels(out / record["output"]), pixels(faces / "nobody.png"))
+        assert main(["verify", str(out)]) == 0
 
 
 def write_kinds(folder: Path) -> list[Path]:
@@ -209,6 +233,35 @@ def test_a_second_run_keeps_what_stands_and_verify_agrees(editor: list[str], fac
     assert run(faces, tmp_path / "out", "--set-attribute", "smiling=1") == 0
     assert (tmp_path / "out" / "restored" / "large.png").stat().st_mtime_ns == stamp
     assert main(["verify", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize("way", ["plain", "signed", "into a store", "out of a store"])
+def test_verify_makes_a_large_picture_again_in_the_way_it_was_made(
+    editor: list[str], faces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], way: str
+) -> None:
+    out, more = tmp_path / "out", ["--set-attribute", "smiling=1"]
+    given, place = str(faces), str(out)
+    for name in ("small.png", "grey.png", "photo.jpg"):
+        (faces / name).unlink()
+    if way == "signed":
+        pytest.importorskip("c2pa", reason='the extra "c2pa" is not installed')
+        chain = {"version": 1, "name": "signed", "stages": [{"stage": "coogan", "attributes": {}}]}
+        (tmp_path / "chain.yaml").write_text(json.dumps(chain | {"signing": credentials(tmp_path)}))
+        more += ["-c", str(tmp_path / "chain.yaml")]
+    elif way != "plain":
+        store = pytest.importorskip("fsspec", reason='the extra "cluster" is not installed').filesystem("memory")
+        if way == "into a store":
+            place = f"memory:/{out}"
+        else:
+            store.put(f"{faces}/", f"{faces}/", recursive=True)
+            given = f"memory:/{faces}"
+    assert run(given, place, *more) == 1  # one of the pictures is broken
+    if way == "into a store":
+        store.get(f"{out}/", f"{out}/", recursive=True)
+    record = records(out)["large.png"]
+    assert record["status"] == "ok" and ("in_bands" in record["notes"]) == (way == "plain")
+    assert main(["verify", str(out), "-i", str(faces)]) == 0
+    assert "3 records checked, 3 made again, 0 inputs no longer there" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

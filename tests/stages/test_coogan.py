@@ -176,7 +176,9 @@ def test_patches_agree_with_the_whole_frame(weights: Path, monkeypatch: pytest.M
 
 def test_strength_zero_changes_nothing(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = faces()
-    assert torch.equal(stage(monkeypatch, attributes={"smiling": 0.0})(batch).image, batch.image)
+    out = stage(monkeypatch, attributes={"smiling": 0.0})(batch)
+    assert torch.equal(out.image, batch.image)
+    assert out.unedited is not None and out.unedited.tolist() == [False], "nothing was asked for"
 
 
 def test_a_face_alone_equals_the_same_face_in_company(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +198,7 @@ def test_a_picture_without_a_face_is_left_alone_and_said_so(weights: Path, monke
     batch = faces()
     out = made(batch)
     assert out.face_score is not None and out.face_score[0] < 0.01
+    assert out.unedited is not None and out.unedited.tolist() == [True]
     assert torch.equal(out.image, batch.image)
 
 
