@@ -96,7 +96,7 @@ def _add_run_options(parser: argparse.ArgumentParser, config: str | None, max_pi
     add("--on-exists", choices=("skip", "overwrite", "error"), default="overwrite",
         help="for outputs that are no proven result of this chain (default: %(default)s)")  # fmt: skip
     add("--dry-run", action="store_true", help="check everything, print the chain and the planned names, write nothing")
-    add("--fail-fast", action="store_true", help="begin no further input after the first failure")
+    add("--fail-fast", action="store_true", help="stop at the first failure: begin no further batch")
     add(
         "--max-pixels",
         type=_count,

@@ -1,5 +1,6 @@
 """Run a chain over a set of inputs: plan, check, work, record. What `restore` and `degrade` do."""
 
+import ctypes
 import dataclasses
 import hashlib
 import json
@@ -12,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from multiprocessing.sharedctypes import RawValue
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +25,8 @@ from pipeline import ray_engine
 from pipeline.chain import pick_device, pick_precision
 from pipeline.config import ChainConfig, ConfigError, load_chain, weight_hashes
 from pipeline.credentials import Signer
-from pipeline.images import MAX_PIXELS, file_sha256
-from pipeline.journal import Journal
+from pipeline.images import MAX_PIXELS
+from pipeline.journal import Journal, journal_sha256
 from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
 from pipeline.planning import InputSet, Plan
 from pipeline.pool import Pair, Pool, context
@@ -72,15 +74,23 @@ class Request:
 
 
 class _Stop:
-    """Set by Ctrl-C or SIGTERM: no new inputs are begun, those in hand are finished. A second Ctrl-C ends at once."""
+    """Asked for by Ctrl-C, SIGTERM or `--fail-fast`, and seen at once by every worker process: no batch is begun any
+    more, and what is in the network or being written is finished. A second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        # A bare byte: the lock of an Event could be held by a worker that died, or by what the signal interrupts.
+        self._asked = RawValue(ctypes.c_bool, False)
+
+    def asked(self) -> bool:
+        return self._asked.value
+
+    def ask(self) -> None:
+        self._asked.value = True
 
     def __call__(self, number: int, _frame: object) -> None:
-        self.asked = True
+        self.ask()
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
-        print("\nstopping after the inputs in hand; once more to stop at once", file=sys.stderr, flush=True)
+        print("\nstopping after the batch at work; once more to stop at once", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -358,9 +368,9 @@ def _outcomes(
 ) -> tuple[Iterable[Outcome], Pool | None]:
     """What becomes of each task, from this process, a pool of workers or a cluster; and the pool, to be stopped."""
     if prepared.request.engine == "ray":
-        return ray_engine.outcomes(prepared, pairs, lambda: stop.asked), None
+        return ray_engine.outcomes(prepared, pairs, stop.asked), None
     if prepared.workers == 1:
-        return prepared.make_worker().process(pairs()), None
+        return prepared.make_worker().process(pairs(), stop.asked), None
     make: Callable[[], Worker] = (
         partial(_forked, prepared, lock)
         if prepared.forks
@@ -368,7 +378,7 @@ def _outcomes(
     )
     pool = Pool(
         prepared.workers, make, prepared.make_worker().record_failure, prepared.restorer.device.type,
-        prepared.chunk, in_hand(prepared.restorer.batch_size),
+        prepared.chunk, in_hand(prepared.restorer.batch_size), stop.asked,
     )  # fmt: skip
     return pool.process(pairs()), pool
 
@@ -382,7 +392,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
 
         def pairs() -> Iterator[Pair]:
             for task in prepared.plan:
-                if stop.asked:
+                if stop.asked():
                     return
                 yield task, _prior(journal, task.name) if request.resume else None
 
@@ -402,7 +412,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
                 tally.faces.update(outcome.faces)
                 progress.add(outcome.status)
                 if request.fail_fast and outcome.status in FAILURES:
-                    stop.asked = True
+                    stop.ask()
         except BaseException:
             if pool is not None:
                 pool.stop()
@@ -411,10 +421,10 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             progress.close()
             journal.sync()
         tally.seconds = time.perf_counter() - started
-        tally.inputs, tally.interrupted = progress.counts, stop.asked and not request.fail_fast
+        tally.inputs, tally.interrupted = progress.counts, stop.asked() and not request.fail_fast
         journal.compact(prepared.plan.name_hashes)
         record = run_record(prepared, begun, tally) | {
-            "journal_sha256": file_sha256(journal.path), "boxes_without_input": unused_boxes,
+            "journal_sha256": journal_sha256(journal.path), "boxes_without_input": unused_boxes,
         }  # fmt: skip
         output.write("_run/run.json", json.dumps(record, indent=1).encode() + b"\n")
         report = write_report(output, prepared.plan, journal, record, request.max_pixels, prepared.drawers, lock.forget)

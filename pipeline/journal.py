@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.images import file_sha256, sha256
 from pipeline.planning import name_hash
 
 _FIRST_FIELDS = re.compile(rb'^\{"input": ("(?:[^"\\]|\\.)*")(?:, "face": (\d+))?')
@@ -127,7 +128,7 @@ class Journal:
     def compact(self, names: Sequence[int]) -> None:
         """Rewrite the journal in one step, one line per input and one per face: first those of inputs not in `names`
         (hashes) as they stand, then those of `names` in that order, each followed by its faces. Lines of faces that the
-        input's line does not count were left by an earlier chain and go."""
+        input's line does not count were left by an earlier chain or before a stop, and go."""
         self._sort()
         planned = np.asarray(names, np.uint64)
         temporary = self.path.with_name(f".{self.path.name}.tmp")
@@ -162,6 +163,11 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def journal_sha256(path: Path) -> str:
+    """SHA-256 of a journal, which is empty where a run was stopped before any input had ended."""
+    return file_sha256(path) if path.stat().st_size else sha256(b"")
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:

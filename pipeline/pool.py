@@ -87,14 +87,20 @@ def _received(connection: Connection, parent: int) -> Iterator[Pair]:
         end_without(parent)
 
 
-def serve(connection: Connection, parent: int, prepare: Callable[[], Worker], inherited: list[Connection]) -> None:
-    """Main function of a worker process. The terminal's Ctrl-C is for the parent, which lets workers finish."""
+def serve(
+    connection: Connection,
+    parent: int,
+    prepare: Callable[[], Worker],
+    stopped: Callable[[], bool],
+    inherited: list[Connection],
+) -> None:
+    """Main function of a worker process. The terminal's Ctrl-C is for the parent, and reaches it as `stopped`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for other in inherited:
         other.close()
     try:
-        for outcome in prepare().process(_received(connection, parent)):
+        for outcome in prepare().process(_received(connection, parent), stopped):
             connection.send(outcome)
         connection.send(None)
     except OutputError as error:
@@ -103,7 +109,6 @@ def serve(connection: Connection, parent: int, prepare: Callable[[], Worker], in
         os._exit(1)
     except Exception:  # reported to the parent with its trace, which ends the run
         connection.send(WorkerError(traceback.format_exc()))
-    connection.close()
 
 
 @dataclass
@@ -117,7 +122,8 @@ class _Member:
 
 class Pool:
     """`count` workers, made by `prepare` in each process; tasks are given out `chunk` at a time, up to `most` to one
-    worker; `bury` turns the failure of a task that killed its worker into an outcome."""
+    worker; `bury` turns the failure of a task that killed its worker into an outcome. Once `stopped()`, which every
+    process sees at once, no task is given out, and what workers only hold has no outcome."""
 
     def __init__(
         self,
@@ -127,9 +133,10 @@ class Pool:
         device: str,
         chunk: int,
         most: int,
+        stopped: Callable[[], bool],
     ) -> None:
         self._context, self._prepare, self._bury = context(device), prepare, bury
-        self._chunk, self._most = chunk, most
+        self._chunk, self._most, self._stopped = chunk, most, stopped
         self._members: list[_Member] = []
         for _ in range(count):
             self._members.append(self._start())
@@ -139,7 +146,7 @@ class Pool:
         forked = self._context.get_start_method() == "fork"
         inherited = [ours, *(m.connection for m in self._members)] if forked else []
         process = self._context.Process(  # type: ignore[attr-defined]
-            target=serve, args=(theirs, os.getpid(), self._prepare, inherited), daemon=True
+            target=serve, args=(theirs, os.getpid(), self._prepare, self._stopped, inherited), daemon=True
         )
         with warnings.catch_warnings():
             # Python 3.12 warns of forking beside threads; those of the linear algebra library are idle and start anew.
@@ -166,6 +173,9 @@ class Pool:
 
     def _feed(self, pairs: Iterator[Pair], again: deque[Pair], more: bool) -> bool:
         """Give out tasks, a chunk to each in turn, as far as workers may hold them; returns whether there are more."""
+        if self._stopped():
+            more = False
+            again.clear()
         if again and not any(m.alone for m in self._members):
             self._members.append(member := self._start())
             member.alone = member.closed = True

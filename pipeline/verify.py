@@ -17,7 +17,7 @@ from pipeline.config import MarkingConfig, load_chain, weight_hashes
 from pipeline.credentials import RECORD_LABEL, read_manifest, unsigned
 from pipeline.engine import settle_process
 from pipeline.images import ImageError, file_sha256, sha256
-from pipeline.journal import line_of, read_records
+from pipeline.journal import journal_sha256, line_of, read_records
 from pipeline.output import OutputError, OutputFolder
 from pipeline.planning import ENDINGS, InputSet, Task, name_hash, record_target, target_of
 from pipeline.restorer import Restorer
@@ -202,7 +202,7 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
     if run["versions"]["code_sha256"] != code_sha256():
         print("note: the code is not that of the run; what is made again is made with this one")
     problems = [f"weights {n} differ from the run's" for n, h in run["weights_sha256"].items() if weights.get(n) != h]
-    if file_sha256(journal) != run["journal_sha256"]:
+    if journal_sha256(journal) != run["journal_sha256"]:
         problems.append("the journal is not the one of run.json: it was changed, or a later run was killed")
     for problem in problems:
         print(problem)

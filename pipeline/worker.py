@@ -4,7 +4,7 @@ import io
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -56,6 +56,11 @@ OnExists = Literal["skip", "overwrite", "error"]
 # What a worker is told of an earlier record: `key`, `status` and `files_sha256`; of an input with faces also `faces`,
 # the same of each of them, None for a line that is missing.
 Prior = dict[str, Any]
+
+
+def never() -> bool:
+    """For work that nobody stops."""
+    return False
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ class _Open:
         prior: what is known of its earlier record.
         found: faces that have a number. waiting: those of them that have not ended.
         closed: no further faces will come. error: why there could be no more.
-        statuses, pasted: of the faces that have ended.
+        statuses, pasted: of the faces that have ended. made: the files of each of them, hashes by kind.
         dropped: findings that were not taken. spent: seconds, as in `Outcome`.
     """
 
@@ -143,6 +148,7 @@ class _Open:
     damage: str | None = None
     statuses: Counter[str] = field(default_factory=Counter)
     pasted: list[Result] = field(default_factory=list)
+    made: dict[int, dict[str, str]] = field(default_factory=dict)
     dropped: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     spent: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
@@ -151,6 +157,8 @@ class _Open:
         """One of the faces has ended."""
         self.waiting -= 1
         self.statuses[outcome.status] += 1
+        assert outcome.record is not None
+        self.made[outcome.record["face"]] = outcome.record["files_sha256"]
         self.spent = [a + b for a, b in zip(self.spent, outcome.spent, strict=True)]
         if outcome.pasted is not None:
             self.pasted.append(outcome.pasted)
@@ -284,6 +292,7 @@ class Worker:
         self._groups = _Groups()
         self._writing: deque[Future[Outcome]] = deque()
         self._open: dict[str, _Open] = {}
+        self._stopped: Callable[[], bool] = never
 
     @cached_property
     def boxes(self) -> BoxFile | None:
@@ -672,29 +681,35 @@ class Worker:
 
     # Running
 
-    def process(self, tasks: Iterable[tuple[Task, Prior | None]]) -> Iterator[Outcome]:
+    def process(
+        self, tasks: Iterable[tuple[Task, Prior | None]], stopped: Callable[[], bool] = never
+    ) -> Iterator[Outcome]:
         """Outcomes of (task, earlier record) pairs, in the order in which they end.
 
         Decoding and encoding run in threads beside the network. At most `WAITING_BATCHES` + 4 batches are in hand.
+        Once `stopped()` is true, no task and no batch is begun any more: what is in the network or being written is
+        finished, and what only waits has no outcome.
 
         Raises:
             OutputError: the output folder cannot be written any more.
         """
         size = self.restorer.batch_size
         ahead = size if self.restorer.chain.opening is None else FRAMES_AHEAD
-        self._groups, self._writing, self._open = _Groups(), deque(), {}
+        self._groups, self._writing, self._open, self._stopped = _Groups(), deque(), {}, stopped
         reading: deque[tuple[Task, Prior | None, Future[_Loaded]]] = deque()
         source = iter(tasks)
         with ThreadPoolExecutor(IO_THREADS, "decode") as readers, ThreadPoolExecutor(IO_THREADS, "encode") as writers:
             more = True
             while more or reading:
                 while more and len(reading) < ahead:
-                    if (pair := next(source, None)) is None:
+                    if stopped() or (pair := next(source, None)) is None:
                         more = False
                     else:
                         reading.append((*pair, readers.submit(self._load, *pair)))
                 if reading:
                     task, prior, future = reading.popleft()
+                    if stopped() and (future.cancel() or future.result().large):
+                        continue  # not begun
                     item = future.result()
                     if item.large and is_video(task) and self.restorer.chain.opening is not None:
                         yield from self._video(task, prior, writers)
@@ -707,6 +722,8 @@ class Worker:
                 self._restore(self._groups.take(self._groups.largest()), writers)
                 yield from self._written(len(self._writing))
             yield from self._written(0)
+        for owner in self._open.values():
+            self._abandon(owner)
 
     def _accept(self, item: _Loaded, writers: ThreadPoolExecutor, at_once: bool = False) -> Iterator[Outcome]:
         """Take what was loaded: pass its outcome on, or queue its faces."""
@@ -741,7 +758,7 @@ class Worker:
             self._open[task.name] = owner
             video = VideoFaces(
                 opening, self.restorer.config.video, self.restorer.chain.moments, task.source, task.name, owner.digest,
-                self.restorer.limits, None if self.boxes is None else partial(self.boxes.of, task.name),
+                self.restorer.limits, None if self.boxes is None else partial(self.boxes.of, task.name), self._stopped,
             )  # fmt: skip
             for found in video:
                 owner.found += 1
@@ -751,6 +768,8 @@ class Worker:
                 else:
                     self._queue(_Loaded(task, prior, found, key=owner.key, owner=owner), writers)
                 yield from self._written(2 * self.restorer.batch_size)
+            if self._stopped():
+                return
             owner.dropped, owner.notes, owner.damage = video.dropped, video.notes, video.damage
         except ImageError as error:
             owner.error = error
@@ -784,7 +803,18 @@ class Worker:
                 owner.take(outcome)
                 yield from self._ended(owner)
 
+    def _abandon(self, owner: _Open) -> None:
+        """Remove the faces that were made of an input before the stop: without its line nothing would account for
+        them. Those that its earlier line counts have taken the place of earlier ones, and stay."""
+        counted = len((owner.prior or {}).get("faces") or ())
+        for index, hashes in owner.made.items():
+            if index >= counted:
+                self._remove_old(face_target(owner.task.target, index), (), hashes)
+
     def _restore(self, items: list[_Loaded], writers: ThreadPoolExecutor) -> None:
+        """Run a batch and have it written; after a stop it is dropped."""
+        if self._stopped():
+            return
         faces = [item.face for item in items if item.face is not None]
         results = self.restorer.run(faces, priors=self.job.save_priors)
         for item, result in zip(items, results, strict=True):

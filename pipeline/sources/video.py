@@ -256,9 +256,10 @@ class VideoFaces:
         digest: str,
         limits: Limits,
         boxes: Callable[[int], list[Detection]] | None,
+        stopped: Callable[[], bool],
     ) -> None:
         self.opening, self.config, self.moments = opening, config, moments
-        self.name, self.digest, self.boxes = name, digest, boxes
+        self.name, self.digest, self.boxes, self.stopped = name, digest, boxes, stopped
         self.video = Video(path, config, limits)
         self.dropped: list[dict[str, Any]] = []
         self.notes: dict[str, Any] = {}
@@ -267,11 +268,13 @@ class VideoFaces:
         self._count = 0
 
     def __iter__(self) -> Iterator[Face | Result]:
-        """Faces in the order in which they leave the picture. Raises `ImageError`."""
+        """Faces in the order in which they leave the picture; ends early once `stopped()`. Raises `ImageError`."""
         tracker = Tracker(self.config, self.moments)
         frames = 0
         size = (0, 0)
         for frame in self.video:
+            if self.stopped():
+                return
             frames += 1
             pixels = frame.picture.pixels
             size = (pixels.shape[0], pixels.shape[1])
