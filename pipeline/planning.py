@@ -213,9 +213,11 @@ class InputSet:
 
     def _walk(self, root: Path, own: set[str]) -> Iterator[Task]:
         """Pictures below a folder. Linked folders are not entered: what lies in the root is reached anyway, what lies
-        outside is not ours to read, and no loop can catch us."""
+        outside is not ours to read, and no loop can catch us. A folder that cannot be read is an input of its own,
+        refused. Raises `InputError` where that is the root."""
         real_root = os.path.realpath(root)
-        for folder, folders, files in os.walk(root, followlinks=False):
+        closed: list[OSError] = []
+        for folder, folders, files in os.walk(root, onerror=closed.append, followlinks=False):
             folders[:] = sorted(
                 (
                     f
@@ -234,6 +236,10 @@ class InputSet:
                 yield self._task(
                     Path(path), root, "a symbolic link that leads out of the input folder" if outside else None
                 )
+        for error in closed:
+            if Path(error.filename) == root:
+                raise InputError(f"{root}: {error.strerror}")
+            yield self._task(Path(error.filename), root, f"a folder that cannot be read: {error.strerror}")
 
     def _task(self, path: Path, root: Path, refused: str | None = None) -> Task:
         name = _relative(path, root)

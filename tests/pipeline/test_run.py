@@ -1,5 +1,6 @@
 """Runs as a user starts them: same tree whatever the company, resume, locks, names, records."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -646,3 +647,22 @@ def test_the_journal_says_what_each_stage_of_a_chain_made(
             assert made["size_px"] == [pixels.shape[1], pixels.shape[0]]
             assert made["pixels_sha256"] == sha256(pixels.tobytes())
         assert "stages" not in alone[name]["notes"]
+
+
+def test_a_folder_that_cannot_be_read_is_an_item_that_failed(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed, scan = folder / "closed", os.scandir
+    closed.mkdir()
+
+    def guarded(path: Any) -> Any:
+        if Path(os.fsdecode(path)) == closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    assert restore(folder, tmp_path / "out", workers=1) == 1
+    line = records(tmp_path / "out")["closed"]
+    assert line["status"] == "unsupported" and "a folder that cannot be read: Permission denied" in line["error"]
+    with pytest.raises(InputError, match="closed: Permission denied"):
+        restore(closed, tmp_path / "other", workers=1)
