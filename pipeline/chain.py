@@ -89,7 +89,7 @@ def _traced(batch: FaceBatch, name: str) -> FaceBatch:
     notes = []
     for image, earlier in zip(batch.image, batch.notes, strict=True):
         pixels = np.ascontiguousarray(to_uint8(image.permute(1, 2, 0).float().cpu().numpy()))
-        made = {"stage": name, "size_px": [pixels.shape[1], pixels.shape[0]], "pixels_sha256": sha256(pixels.tobytes())}
+        made = {"stage": name, "size_px": list(pixels.shape[:2]), "pixels_sha256": sha256(pixels.tobytes())}
         notes.append(earlier | {"stages": [*earlier.get("stages", ()), made]})
     return batch.replace(notes=tuple(notes))
 

@@ -230,8 +230,10 @@ def find_config(path: str | Path) -> Path:
     for candidate in (given, shipped, shipped.with_suffix(".yaml")):
         if candidate.is_file():
             return candidate
-    names = sorted(p.relative_to(CONFIG_DIR).as_posix() for p in CONFIG_DIR.glob("*.yaml"))
-    near = difflib.get_close_matches(shipped.with_suffix(".yaml").name, names, 1, 0.4)
+    folder = shipped.parent if shipped.is_relative_to(CONFIG_DIR) and shipped.parent.is_dir() else CONFIG_DIR
+    names = sorted(p.relative_to(CONFIG_DIR).as_posix() for p in folder.glob("*.yaml"))
+    wanted = folder.joinpath(shipped.name).relative_to(CONFIG_DIR).with_suffix(".yaml").as_posix()
+    near = difflib.get_close_matches(wanted, names, 1, 0.4)
     hint = f'; did you mean "configs/{near[0]}"?' if near else f"; shipped: {', '.join(names)}"
     raise ConfigError([f"{path}: no such config file{hint}"])
 

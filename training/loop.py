@@ -8,6 +8,7 @@ so a run that was stopped and resumed does what an unbroken run would have done.
 import copy
 import hashlib
 import json
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -299,6 +300,7 @@ class _Log:
             "per_second": round(speed, 1),
         }
         self._write(line | {k: round(v, 5) for k, v in means.items()}, "training", means)
+        self.say(f"step {run.step:,}: loss {means['loss']:.4f}, {speed:.1f} samples a second")
         self.pending, self.since = [], time.monotonic()
 
     def validation(self) -> None:
@@ -314,6 +316,10 @@ class _Log:
         line = {"step": run.step, "samples": samples, "time": round(time.time()), "validation": figures}
         self._write(line, "validation", figures)
         self.since = time.monotonic()
+
+    def say(self, words: str) -> None:
+        """A line of progress, on standard error."""
+        print(f"{self.folder.name}: {words}", file=sys.stderr, flush=True)
 
     def _write(self, line: dict[str, Any], section: str, figures: dict[str, float]) -> None:
         with (self.folder / "log.jsonl").open("a", encoding="utf-8") as file:
@@ -368,5 +374,7 @@ def fit(task: Task, config: LoopConfig, record: dict[str, Any], resume: bool = F
                 last_save = time.monotonic()
         if run.done:
             break
+    if first:
+        log.say(f"{run.step:,} steps, {run.step * config.batch_size:,} samples; {config.run}")
     log.writer.close()
     return run.averaged()

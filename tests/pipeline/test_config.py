@@ -6,7 +6,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from pipeline.config import ConfigError, apply_override, load_chain, parse_yaml
+from pipeline.config import ConfigError, apply_override, find_config, load_chain, parse_yaml
 from stages import STAGES
 from stages.base import Precision, Stage, StageConfig
 from stages.batch import FaceBatch
@@ -162,6 +162,8 @@ def test_a_resolved_chain_loads_to_itself() -> None:
 def test_a_config_that_is_not_there_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r'did you mean "configs/bicubic\.yaml"'):
         load_chain("configs/bicubik.yaml")
+    with pytest.raises(ConfigError, match=r'did you mean "configs/train/prouigan\.yaml"'):
+        find_config("configs/train/prouigna.yaml")
 
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[2].glob("configs/**/*.yaml")), ids=lambda p: p.name)

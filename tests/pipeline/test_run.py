@@ -644,7 +644,7 @@ def test_the_journal_says_what_each_stage_of_a_chain_made(
         outputs = tmp_path / "one" / alone[name]["output"], tmp_path / "two" / record["output"]
         for made, picture in zip((first, second), outputs, strict=True):
             pixels = np.asarray(Image.open(picture).convert("RGB"))
-            assert made["size_px"] == [pixels.shape[1], pixels.shape[0]]
+            assert made["size_px"] == [pixels.shape[0], pixels.shape[1]]
             assert made["pixels_sha256"] == sha256(pixels.tobytes())
         assert "stages" not in alone[name]["notes"]
 

@@ -129,6 +129,7 @@ def own_faces(config: Path) -> Path:
 def test_a_folder_of_four_pictures_trains(own_faces: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("dlib")
     assert main(["train", "-c", str(own_faces), "--dry-run"]) == 0
+    assert "step 2: loss" in capsys.readouterr().err
     run = own_faces.parent / "run"
     assert not run.exists()  # so that the real run can begin
     assert main(["train", "-c", str(own_faces)]) == 0
