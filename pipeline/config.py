@@ -38,7 +38,7 @@ class ConfigError(ValueError):
 
 class VerdictConfig(StageConfig):
     """When a result counts as not decidable. `evaluation.verdict_thresholds` measures where people cannot be told
-    apart (docs/usage.md): by darkness below .11; by size, cover and uncertainty nowhere within what is taken, so that
+    apart (docs/usage.md): by darkness below .055; by size, cover and uncertainty nowhere within what is taken, so that
     these bounds are careful round numbers."""
 
     max_occluded_fraction: float = Field(default=0.6, ge=0, le=1)  # share of the face; above it: `review`
