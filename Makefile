@@ -55,7 +55,7 @@ $(VENV)/.main-job: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.everything: $(VENV)/.main-job
 	@echo "Installing the extras, the training and the test tools into $(VENV)"
-	@$(PIP) -e '.[dlib,video,kornia,spandrel,c2pa,cluster,train,evaluate,companions,dev]'
+	@$(PIP) -e '.[dlib,video,kornia,spandrel,c2pa,cluster,export,train,evaluate,companions,dev]'
 	@$(PIP) --no-deps --no-build-isolation --use-pep517 $(WITHOUT_DEPENDENCIES)
 	@touch $@
 

@@ -212,6 +212,18 @@ def _models(arguments: argparse.Namespace) -> int:
     ]()
 
 
+def _export(arguments: argparse.Namespace) -> int:
+    try:
+        from pipeline.export import export
+
+        path = export(arguments.name, arguments.output)
+    except ImportError as error:
+        print(f"revisage export: {error}; install the extra: pip install 'revisage[export]'", file=sys.stderr)
+        return 2
+    print(f"{path}\n{path.with_suffix('.json')}: inputs, outputs, parity and terms")
+    return 0
+
+
 def _verify(arguments: argparse.Namespace) -> int:
     from pipeline.output import OutputError
     from pipeline.storage import is_url
@@ -304,6 +316,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     models = command("models", _models, "the shipped weights")
     models.add_argument("action", choices=("list", "verify", "licences"))
+
+    export = command("export", _export, "write the restorer as an ONNX graph, checked against the chain")
+    export.add_argument("name", nargs="?", default="prouigan_128", help="card of weights/ (default: %(default)s)")
+    export.add_argument("-o", "--output", required=True, type=_file, metavar="OUT", help="output folder")
 
     verify = command("verify", _verify, "compare a run's files with its journal, and make them again")
     verify.add_argument("output", metavar="OUT", help="output folder of the run")

@@ -17,7 +17,8 @@ from stages.weights import WeightsError, card_names, read_checked, weights_dir
 
 # Packages of the extras that are imported as they are, and what each is good for.
 PACKAGES = {
-    "onnxruntime": "ONNX networks (extras mtcnn, evaluate)",
+    "onnxruntime": "ONNX networks (extras mtcnn, evaluate, export)",
+    "onnxscript": "writing ONNX graphs (extra export)",
     "av": "reading videos (extra video)",
     "c2pa": "signed manifests (extra c2pa)",
     "ray": "--engine ray (extra cluster)",

@@ -93,21 +93,15 @@ class ProUigan(Stage[ProUiganConfig]):
         batch = squared(batch)
         lq = average_to(batch.image, INPUT_SIZE).contiguous(memory_format=torch.channels_last)
         given = None if batch.given_mask is None else average_to(batch.given_mask, INPUT_SIZE)
-        out = self.network(lq, given, detail=self.config.fidelity < 1)
-        occlusion = self._occlusion(out, batch.given_mask)
+        fidelity = self.config.fidelity
+        out = self.network(lq, given, detail=fidelity < 1)
         observed = (batch.observed if batch.observed.shape[-1] <= self.accepts_px[1] else batch.image).float()
-        visible = visible_share(occlusion, observed.shape[-1])
-        image = self._picture(out)
+        image = painted(out, fidelity)
         if self.config.flip_ensemble:
             given = None if given is None else given.flip(-1)
-            mirrored = self.network(lq.flip(-1), given, detail=self.config.fidelity < 1)
-            image = (image + self._picture(mirrored).flip(-1)) / 2
-        image = agree(image, observed, visible, noise_of(out, observed.shape[-1], self.config.noise_slack))
-        image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
-        error = out.log_scale.clamp(-7, 1).exp()
-        doubt = error / (error + HALF_INVENTED)
-        # What was covered is invented, but not all of it alike: a cheek is surer than a mouth.
-        uncertainty = (doubt * (1 + COVERED_MORE * occlusion)).clamp(max=1)
+            image = (image + painted(self.network(lq.flip(-1), given, detail=fidelity < 1), fidelity).flip(-1)) / 2
+        occlusion = found_cover(out) if batch.given_mask is None else in_frame(batch.given_mask)
+        image, uncertainty, consistency = finished(image, out, observed, occlusion, batch.grey, self.config.noise_slack)
         to_source = batch.to_source
         if to_source is not None:
             to_source = at_new_size(to_source, torch.full((2,), OUTPUT_SIZE / batch.image.shape[-1]).to(to_source))
@@ -121,20 +115,48 @@ class ProUigan(Stage[ProUiganConfig]):
             occlusion=occlusion,
             uncertainty=uncertainty,
             occluded_fraction=occlusion.mean((1, 2, 3)),
-            lr_consistency_db=consistency_db((image * 255).round() / 255, observed, visible),
+            lr_consistency_db=consistency,
             to_source=to_source,
         )
 
-    def _picture(self, out: ProUiganOutput) -> Tensor:
-        """(B, 3, 128, 128) at the fidelity asked for, before the exact step."""
-        image = out.images[-1]
-        return image if out.detail is None else image + (1 - self.config.fidelity) ** DETAIL_POWER * out.detail
 
-    @staticmethod
-    def _occlusion(out: ProUiganOutput, given: Tensor | None) -> Tensor:
-        """(B, 1, 128, 128): the given mask, or the last step's estimate, without its pattern of single pixels."""
-        mask = smoothed(torch.sigmoid(out.mask_logits[-1].float())) if given is None else given.float()
-        return F.interpolate(mask, size=(OUTPUT_SIZE, OUTPUT_SIZE), mode="bilinear", align_corners=False).clamp(0, 1)
+def painted(out: ProUiganOutput, fidelity: float | Tensor) -> Tensor:
+    """(B, 3, 128, 128) at the fidelity asked for, a number or (B, 1, 1, 1), before the exact step."""
+    image = out.images[-1]
+    return image if out.detail is None else image + (1 - fidelity) ** DETAIL_POWER * out.detail
+
+
+def found_cover(out: ProUiganOutput) -> Tensor:
+    """(B, 1, 128, 128) in [0, 1]: the last step's estimate, without its pattern of single pixels."""
+    return in_frame(smoothed(torch.sigmoid(out.mask_logits[-1].float())))
+
+
+def in_frame(mask: Tensor) -> Tensor:
+    """(B, 1, h, w) -> (B, 1, 128, 128) in [0, 1], bilinear."""
+    size = (OUTPUT_SIZE, OUTPUT_SIZE)
+    return F.interpolate(mask.float(), size=size, mode="bilinear", align_corners=False).clamp(0, 1)
+
+
+def finished(
+    image: Tensor, out: ProUiganOutput, observed: Tensor, occlusion: Tensor, grey: Tensor, noise_slack: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The exact step, and what is said of its result.
+
+    Args:
+        image: (B, 3, 128, 128) as painted. observed: (B, 3, n, n) the evidence. occlusion: (B, 1, 128, 128).
+        grey: (B,) bool, the input is grey. noise_slack: as of `ProUiganConfig`.
+
+    Returns:
+        The picture (B, 3, 128, 128), its uncertainty (B, 1, 128, 128), and its agreement with the input (B,), dB.
+    """
+    visible = visible_share(occlusion, observed.shape[-1])
+    image = agree(image, observed, visible, noise_of(out, observed.shape[-1], noise_slack))
+    image = torch.where(grey.view(-1, 1, 1, 1), luma(image), image)
+    error = out.log_scale.clamp(-7, 1).exp()
+    doubt = error / (error + HALF_INVENTED)
+    # What was covered is invented, but not all of it alike: a cheek is surer than a mouth.
+    uncertainty = (doubt * (1 + COVERED_MORE * occlusion)).clamp(max=1)
+    return image, uncertainty, consistency_db((image * 255).round() / 255, observed, visible)
 
 
 def squared(batch: FaceBatch) -> FaceBatch:

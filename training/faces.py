@@ -119,6 +119,16 @@ def parquet_rows(path: Path) -> Iterator[dict]:
             yield {"landmarks": None, "descriptor": None, "identity": None, "set": path.stem} | row
 
 
+def ages_of(path: Path) -> dict[str, float]:
+    """Years by id, of the rows of a Parquet file that say so; none for a folder or a file without the column `age`."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file() or "age" not in pq.ParquetFile(path).schema_arrow.names:
+        return {}
+    table = pq.read_table(path, columns=["id", "age"]).to_pydict()
+    return {i: age for i, age in zip(table["id"], table["age"], strict=True) if age is not None}
+
+
 def folder_rows(folder: Path) -> Iterator[dict]:
     """Pictures of a folder (recursive), landmarks found by the dlib back end where a face is found, else none."""
     from landmarks.backends import create

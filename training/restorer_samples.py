@@ -19,7 +19,7 @@ from stages.degradation import DegradationConfig, degrade_face, misframing
 from stages.networks.prouigan import ProUiganNet
 from training import losses
 from training.config import TrainingError, arguments_of
-from training.faces import MARGIN, build_pack
+from training.faces import MARGIN, ages_of, build_pack
 from training.loop import LoopConfig, Task, rng_of
 from training.no_face import no_face
 from training.parsing_labels import MIRRORED
@@ -51,6 +51,8 @@ class ProUiganTraining(BaseModel):
     given_mask_share: float = Field(default=0.15, ge=0, le=1)
     set_power: float = Field(default=0.75, ge=0, le=1)  # sets are drawn in proportion to size ** power
     set_factor: dict[str, float] = Field(default_factory=dict)  # times this factor
+    old_age: float = Field(default=50, ge=0)  # years; in sets with the column `age`, faces of that age and more are
+    old_factor: int = Field(default=1, gt=0)  # drawn so many times as often as the younger ones
     parser: str | None = None  # weights card of the parsing teacher
     identity: str | None = None  # weights card of the identity network
     loose_share: float = Field(default=0.0, ge=0, le=1)  # of the faces, framed worse than the restorer is made for
@@ -109,7 +111,9 @@ class FaceSamples(Task):
         )
         self.labels: np.ndarray | None = None  # parsing labels of the packed faces
         sets, counts = np.unique(self.pack.sets[~self.pack.validation], return_counts=True)
-        self.members = [np.flatnonzero((self.pack.sets == s) & ~self.pack.validation) for s in sets]
+        times = np.where(np.isin(self.pack.ids, self._old()), config.old_factor, 1)
+        members = [np.flatnonzero((self.pack.sets == s) & ~self.pack.validation) for s in sets]
+        self.members = [np.repeat(m, times[m]) for m in members]
         share = np.array(
             [config.set_factor.get(str(s), 1.0) * c**config.set_power for s, c in zip(sets, counts, strict=True)]
         )
@@ -121,8 +125,18 @@ class FaceSamples(Task):
         self._held: dict[str, Tensor] | None = None
         cv2.setNumThreads(1)
 
+    def _old(self) -> list[str]:
+        """Ids of the faces of `old_age` and more."""
+        if self.config.old_factor == 1:
+            return []
+        ages = [item for path in self.config.data for item in ages_of(path).items()]
+        old = [i for i, age in ages if age >= self.config.old_age]
+        if not old:
+            raise TrainingError("old_factor: no face of `old_age` and more in the column age of the data")
+        return old
+
     def trained_sets(self) -> np.ndarray:
-        parts = [self.pack.sets[m] for m in self.drawn]
+        parts = [self.pack.sets[np.unique(m)] for m in self.drawn]
         if self.covered is not None and self.config.covered_share:
             parts.append(self.covered.sets[self.covered_train])
         return np.concatenate(parts)

@@ -21,6 +21,7 @@ from landmarks.scheme import MIRROR  # noqa: E402
 from pipeline.cli import main  # noqa: E402
 from stages.degradation.occluders import MEAN_SHAPE  # noqa: E402
 from training import train_prouigan  # noqa: E402
+from training.config import load_training  # noqa: E402
 from training.faces import Pack  # noqa: E402
 from training.publish import publish  # noqa: E402
 from training.restorer_samples import ProUiganTraining, frame_matrix  # noqa: E402
@@ -111,6 +112,20 @@ def test_a_few_steps_lower_the_loss(config: Path, monkeypatch: pytest.MonkeyPatc
         assert grid.height % (128 * (4 if phase == "trunk" else 5)) == 0
     counts = yaml.safe_load((run / "config.yaml").read_text())["counts"]
     assert counts["faces"] == 5 and 0 < counts["covered"] <= 3
+
+
+def test_old_faces_are_drawn_more_often(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = config.parent / "faces.parquet"
+    table = pq.read_table(path)
+    config.write_text(config.read_text() + "old_age: 60\nold_factor: 4\n")
+    assert main(["train", "-c", str(config), "--dry-run"]) == 2
+    assert "no face of `old_age` and more" in capsys.readouterr().err
+    pq.write_table(table.append_column("age", pa.array([80, 60, 59, 3, None, 90])), path)  # the last one is held out
+    config.write_text(config.read_text().replace("pack: pack", "pack: pack_of_ages"))
+    options, _ = load_training(ProUiganTraining, config)
+    samples = train_prouigan.ProUiganTask(options)
+    assert sorted(samples.pack.ids[samples.members[0]]) == ["a"] * 4 + ["b"] * 4 + ["c", "d", "e"]
+    assert len(samples.trained_sets()) == 5 + 3  # counted once each, with the covered ones
 
 
 @pytest.fixture
