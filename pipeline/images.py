@@ -1,9 +1,9 @@
 """The only reader and the only writer of pictures.
 
-What happens to the kinds of picture: EXIF orientation is applied; CMYK, YCbCr and palettes become RGB; 16-bit grey is
-scaled by 1/257 and kept in 16 bits until the network; alpha is laid over mid-grey, for what lies there was not seen and
-should look neither dark nor bright; of several frames the first is taken; near-grey pictures (night infra-red) become
-exactly grey. Each of these is noted. Profiles (ICC) are not applied.
+What happens to the kinds of picture: EXIF orientation is applied; CMYK, YCbCr and palettes become RGB; 16-bit grey and
+colour are scaled by 1/257 and kept in 16 bits until the network; alpha is laid over mid-grey, for what lies there was
+not seen and should look neither dark nor bright; of several frames the first is taken; near-grey pictures (night
+infra-red) become exactly grey. Each of these is noted. Profiles (ICC) are not applied.
 """
 
 import hashlib
@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import cv2
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, TiffImagePlugin
 
 from stages.luma import LUMA
 
@@ -39,12 +40,15 @@ MAX_ASPECT = 1.5  # of face crops; beyond it, padding to a square would be mostl
 # Mean of (largest - smallest channel), levels of 255. Of 1,800 colour faces (UTKFace, OMI, CelebAMask-HQ, averaged to
 # 16 px) none lies between 3.2 (toned prints, infra-red with compression noise) and 7.7 (the palest colour pictures).
 GREY_TOLERANCE = 5.0
+MID_GREY = 128  # of 255: what lies under transparent pixels
+ALPHA_NOTE = "laid over mid-grey"
 PNG_LEVEL = 2  # zlib level: 1 ms for 128x128 and within 5 % of the size that the default level reaches
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip  # EXIF orientation -> what makes the picture upright
+BITS_PER_SAMPLE, PLANAR_CONFIGURATION, EXTRA_SAMPLES = 258, 284, 338  # tags of TIFF
 BROKEN = (
     OSError,
     SyntaxError,
@@ -266,9 +270,41 @@ def to_rgb(image: Image.Image, notes: dict[str, Any]) -> np.ndarray:
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         if np.asarray(rgba)[..., 3].min() < 255:
-            notes["alpha"] = "laid over mid-grey"
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (128, 128, 128, 255)), rgba)
+            notes["alpha"] = ALPHA_NOTE
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (*[MID_GREY] * 3, 255)), rgba)
     return np.asarray(image.convert("RGB"))
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened picture, not yet loaded, is in colour with 16 bits a channel: Pillow would keep 8 of them."""
+    if image.mode not in ("RGB", "RGBA"):
+        return False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 16 in image.tag_v2.get(BITS_PER_SAMPLE, ())
+    return isinstance(image, PngImagePlugin.PngImageFile) and any(";16" in str(tile.args) for tile in image.tile)
+
+
+def _deep_rgb(data: bytes, image: Image.Image, orientation: int, notes: dict[str, Any]) -> np.ndarray:
+    """(H, W, 3) uint16, upright, of the file of a 16-bit colour picture, which `load` has found sound."""
+    notes["mode"] = f"{image.mode};16"
+    tags = image.tag_v2 if isinstance(image, TiffImagePlugin.TiffImageFile) else {}
+    shapes = [(*image.size[::-1], channels) for channels in (3, 4)][image.has_transparency_data :]
+    try:  # turned as Pillow does: TIFF, not PNG
+        values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:  # over a limit of OpenCV's
+        values = None
+    if values is None or values.dtype != np.uint16 or values.shape not in shapes or tags.get(PLANAR_CONFIGURATION) == 2:
+        raise ImageError("unsupported", "16-bit colour in a rare layout; save it as plain RGB with 8 or 16 bits")
+    if orientation in TURNS:
+        channels = (Image.fromarray(values[..., i]).transpose(TURNS[orientation]) for i in range(values.shape[2]))
+        values = np.stack([np.asarray(channel) for channel in channels], axis=-1)
+    rgb = values[..., 2::-1]  # of blue, green, red and, perhaps, alpha
+    if image.has_transparency_data and values[..., 3].min() < 65535:
+        notes["alpha"] = ALPHA_NOTE
+        alpha = values[..., 3:] / np.float32(65535)
+        seen = rgb if tags.get(EXTRA_SAMPLES) == (1,) else rgb * alpha  # 1: the file holds the product
+        rgb = np.rint(seen + 257 * MID_GREY * (1 - alpha)).clip(0, 65535).astype(np.uint16)
+    return np.ascontiguousarray(rgb)
 
 
 def decode(image: Image.Image) -> Picture:
@@ -281,13 +317,16 @@ def decode(image: Image.Image) -> Picture:
 
 
 def pixels_of(image: Image.Image) -> tuple[np.ndarray, dict[str, Any]]:
-    """The pixels of what `open_header` opened, as `to_rgb` gives them, upright, and what there is to note.
+    """The pixels of what `open_header` opened, (H, W, 3) uint8 or uint16, upright, and what there is to note.
 
     Raises:
         ImageError: as `decode`.
     """
     notes: dict[str, Any] = {}
+    deep = _all_of(image.fp) if is_deep(image) else None  # type: ignore[attr-defined]
     orientation = load(image, notes)
+    if deep is not None:
+        return _deep_rgb(deep, image, orientation, notes), notes
     try:
         return to_rgb(image.transpose(TURNS[orientation]) if orientation in TURNS else image, notes), notes
     except BROKEN as error:

@@ -29,6 +29,7 @@ from pipeline.images import (
     TURNS,
     ImageError,
     Limits,
+    is_deep,
     load,
     make_grey,
     open_header,
@@ -153,8 +154,8 @@ def editor_of(chain: Chain) -> Coogan | None:
 
 
 def takes(image: Image.Image) -> bool:
-    """Whether an opened picture can be edited in bands: all kinds but 16-bit grey, which 8 bits would spoil."""
-    return not image.mode.startswith("I")
+    """Whether an opened picture can be edited in bands: all kinds but those of 16 bits, which 8 bits would spoil."""
+    return not (image.mode.startswith("I") or is_deep(image))
 
 
 @cache

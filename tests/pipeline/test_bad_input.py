@@ -1,10 +1,14 @@
 """A folder full of trouble: every file gets the right status, none stops the run, none passes for a result."""
 
+import io
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -158,6 +162,84 @@ def test_sixteen_bits_are_scaled_and_kept() -> None:
     picture = read_picture(png(ramp), "x.png", Limits())
     np.testing.assert_allclose(as_unit(picture.pixels)[..., 0], ramp / 65535, atol=1e-6)
     assert picture.grey
+
+
+def deep(channels: int, ending: str = ".png") -> tuple[np.ndarray, bytes]:
+    """A 16-bit picture, (16, 20, channels) RGB or RGBA from 0 to 65535, and its file."""
+    pixels = np.random.default_rng(channels).integers(0, 65536, (16, 20, channels), dtype=np.uint16)
+    pixels[0, 0], pixels[0, 1] = 0, 65535
+    done, data = cv2.imencode(ending, pixels[..., [2, 1, 0, 3][:channels]])
+    assert done
+    return pixels, data.tobytes()
+
+
+@pytest.mark.parametrize("ending", [".png", ".tif"])
+def test_sixteen_bits_of_colour_are_scaled_and_kept(ending: str) -> None:
+    from pipeline.images import Limits, as_unit, read_picture, to_uint8
+
+    pixels, data = deep(3, ending)
+    picture = read_picture(data, "x", Limits())
+    np.testing.assert_array_equal(picture.pixels, pixels)
+    assert picture.notes == {"mode": "RGB;16"} and not picture.grey
+    eight = to_uint8(as_unit(picture.pixels))
+    assert eight.max() == 255 and np.abs(eight - pixels / 257).max() <= 0.5
+
+
+def test_sixteen_bit_transparency_lies_over_mid_grey() -> None:
+    import tifffile
+
+    from pipeline.images import Limits, read_picture
+
+    pixels, data = deep(4)
+    share = pixels[..., 3:] / 65535
+    expected = pixels[..., :3] * share + 128 * 257 * (1 - share)
+    product = np.concatenate([np.rint(pixels[..., :3] * share).astype(np.uint16), pixels[..., 3:]], -1)
+    kinds = [data]
+    for kind, values in (("unassalpha", pixels), ("assocalpha", product)):
+        tifffile.imwrite(buffer := io.BytesIO(), values, photometric="rgb", extrasamples=[kind])
+        kinds.append(buffer.getvalue())
+    for data in kinds:
+        picture = read_picture(data, "x", Limits())
+        assert np.abs(picture.pixels - expected).max() <= 1
+        assert picture.notes == {"mode": "RGBA;16", "alpha": "laid over mid-grey"}
+    pixels[..., 3] = 65535
+    tifffile.imwrite(buffer := io.BytesIO(), pixels, photometric="rgb", extrasamples=["unassalpha"])
+    picture = read_picture(buffer.getvalue(), "x", Limits())
+    assert picture.notes == {"mode": "RGBA;16"} and np.array_equal(picture.pixels, pixels[..., :3])
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_sixteen_bits_of_colour_are_turned_upright_like_eight(orientation: int) -> None:
+    import tifffile
+
+    from pipeline.images import Limits, read_picture
+
+    pixels, data = deep(3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    block = b"eXIf" + exif.tobytes()[6:]
+    chunk = struct.pack(">I", len(block) - 4) + block + struct.pack(">I", zlib.crc32(block))
+    shallow = png((pixels >> 8).astype(np.uint8), exif=exif)
+    tifffile.imwrite(buffer := io.BytesIO(), pixels, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    upright = read_picture(shallow, "x.png", Limits()).pixels
+    for file in (data[:33] + chunk + data[33:], buffer.getvalue()):
+        np.testing.assert_array_equal(read_picture(file, "x", Limits()).pixels >> 8, upright)
+
+
+def test_sixteen_bits_of_colour_that_cannot_be_read_rightly_are_refused() -> None:
+    import tifffile
+
+    from pipeline.images import ImageError, Limits, read_picture
+
+    pixels, data = deep(3)
+    with pytest.raises(ImageError) as caught:
+        read_picture(data[: len(data) // 2], "x.png", Limits())
+    assert caught.value.status == "corrupt"
+    planes = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    tifffile.imwrite(buffer := io.BytesIO(), planes, photometric="rgb", planarconfig="separate")
+    with pytest.raises(ImageError, match="rare layout") as caught:
+        read_picture(buffer.getvalue(), "x.tif", Limits())
+    assert caught.value.status == "unsupported"
 
 
 def test_transparency_lies_over_mid_grey() -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -408,6 +409,10 @@ def test_a_png_written_in_rows_reads_back(tmp_path: Path, channels: int) -> None
         assert np.array_equal(np.asarray(image), pixels)
 
 
-def test_all_but_16_bits_are_edited_in_bands() -> None:
+def test_all_but_16_bits_are_edited_in_bands(tmp_path: Path) -> None:
     assert all(takes(Image.new(mode, (4, 4))) for mode in ("RGB", "L", "RGBA", "LA", "P", "CMYK", "1"))
     assert not takes(Image.new("I;16", (4, 4)))
+    for ending in ("png", "tif"):
+        cv2.imwrite(str(tmp_path / f"deep.{ending}"), np.full((20, 20, 3), 40000, np.uint16))
+        with Image.open(tmp_path / f"deep.{ending}") as image:
+            assert not takes(image)
