@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pipeline.config import ChainConfig, ConfigError
-from pipeline.images import ImageError, Limits, check_size, sha256, to_uint8
+from pipeline.images import MIN_SIDE_PX, ImageError, Limits, check_size, sha256, to_uint8
 from stages import STAGES
 from stages.base import Closing, Opening, Precision, Stage
 from stages.batch import FaceBatch
@@ -143,6 +143,11 @@ class Chain:
         """Smallest and largest side of the square face crops the chain takes; None = any picture."""
         return None if self.opening or not self.stages else self.stages[0][2].accepts_px
 
+    @property
+    def least_px(self) -> int:
+        """Smallest side of the pictures the chain takes, where it takes any."""
+        return MIN_SIDE_PX if self.opening or not self.stages else max(MIN_SIDE_PX, self.stages[0][2].least_px)
+
     def __call__(self, batch: FaceBatch) -> FaceBatch:
         """Run every stage; tensors come from and go back to the CPU. The networks see lots of one fixed size.
 
@@ -157,12 +162,11 @@ class Chain:
     def _run(self, batch: FaceBatch) -> FaceBatch:
         batch, count = batch.to(self.device), len(batch)
         with torch.inference_mode():
-            for place, (index, name, stage) in enumerate(self.stages):
+            for index, name, stage in self.stages:
                 before = batch
                 try:
-                    if place and stage.accepts_px is not None:  # what comes first was checked when it was read
-                        height, width = before.image.shape[-2:]
-                        check_size(width, height, Limits(width * height, stage.accepts_px))
+                    height, width = before.image.shape[-2:]
+                    check_size(width, height, Limits(width * height, stage.accepts_px, stage.least_px))
                     # Plain resampling and stages that see one face at a time need no lots of one size; a large picture
                     # would be paid many times over.
                     lots = stage.generative and not stage.one_by_one

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from pipeline.images import file_sha256
 from stages import STAGES
-from stages.base import Closing, Opening, StageConfig
+from stages.base import ANY_SIDES, Closing, Opening, Sides, StageConfig
 from stages.weights import WeightsError, read_card, read_checked
 
 GIVEN_FIELDS = frozenset(
@@ -330,7 +331,7 @@ def apply_override(raw: Any, assignment: str) -> None:
 def _order_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> list[str]:
     """Stages that read what nobody wrote before them, or that take no pictures of the size they would get."""
     problems, there = [], set(GIVEN_FIELDS)
-    side: int | None = None  # of what the stages so far make, where known
+    sides, giver = ANY_SIDES, ""  # of the pictures that the stages so far pass on, and which of them made them so
     opens = bool(entries) and issubclass(STAGES[entries[0][1].name], Opening)
     for place, (index, entry) in enumerate(entries):
         stage = STAGES[entry.name]
@@ -347,13 +348,25 @@ def _order_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> l
                 + cure
             )
         there |= stage.writes
-        if side is not None and stage.accepts_px is not None and not stage.accepts_px[0] <= side <= stage.accepts_px[1]:
+        taken = stage.accepts_px or (stage.least_px, math.inf)
+        common = max(sides[0], taken[0]), min(sides[1], taken[1])
+        # One size alone, out of many, would pass "64 or more" on to "64 or less": no order that anybody wants.
+        if common[0] > common[1] or (common[0] == common[1] and sides[0] < sides[1]):
+            kind = "pictures" if stage.accepts_px is None else "face crops"
             problems.append(
-                f"{where}: takes face crops of {stage.accepts_px[0]} to {stage.accepts_px[1]} px a side, and would get "
-                f'{side} px; put a stage "resample" before it, or change the order'
+                f"{where}: takes {kind} of {_px(taken)} a side, and would get {_px(sides)} from {giver}; "
+                'put a stage "resample" between them, or change the order'
             )
-        side = stage.makes_px(entry.config)
+            common = taken
+        made = stage.makes_px(entry.config, common)
+        if made != sides:
+            sides, giver = made, f"stages[{index}] ({entry.name})"
     return problems
+
+
+def _px(sides: Sides) -> str:
+    low, high = sides
+    return f"{low} px" if low == high else f"{low} px or more" if high == math.inf else f"{low} to {high} px"
 
 
 def _profile_problems(profile: Profile | None, entries: Sequence[tuple[int, StageEntry]], origin: str) -> list[str]:

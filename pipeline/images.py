@@ -242,7 +242,9 @@ def check_size(width: int, height: int, limits: Limits) -> None:
         )
     smallest = limits.accepts_px[0] if limits.accepts_px else limits.min_side_px
     if min(width, height) < smallest:
-        raise ImageError("unsupported", f"{size}: a face crop needs {smallest} px or more a side")
+        cure = "; let stages that enlarge it come first, as in configs/restore_edit.yaml"
+        needed = f"a face crop needs {smallest} px or more a side{cure if smallest > MIN_SIDE_PX else ''}"
+        raise ImageError("unsupported", f"{size}: {needed}")
     if limits.accepts_px is None:
         return
     if max(width, height) > MAX_ASPECT * min(width, height):

@@ -187,7 +187,8 @@ class Restorer:
     ) -> None:
         self.config, self.device, self.precision, self.batch_size = config, device, precision, batch_size
         self.chain = Chain(config, device, precision)
-        self.limits = Limits(max_pixels, self.chain.accepts_px, measured=config.profile == "forensic")
+        measured = config.profile == "forensic"
+        self.limits = Limits(max_pixels, self.chain.accepts_px, self.chain.least_px, measured)
 
     @classmethod
     def from_config(

@@ -1,8 +1,10 @@
 """Stage `aspect`: pixels that are not square, as recorders store them, are made square."""
 
+import math
+
 from pydantic import Field
 
-from stages.base import StageConfig
+from stages.base import Sides, StageConfig
 from stages.resample import Resizing
 
 
@@ -19,6 +21,10 @@ class Aspect(Resizing[AspectConfig]):
 
     Config = AspectConfig
     method = "lanczos"
+
+    @classmethod
+    def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
+        return sides[0], math.inf
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         aspect = self.config.pixel_aspect

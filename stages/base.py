@@ -1,5 +1,6 @@
 """What every stage is: options checked at load time, fields read and written, one call."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from torch import Tensor
 from stages.batch import FaceBatch
 
 Precision = Literal["fp32", "bf16"]
+Sides = tuple[float, float]  # smallest and largest side of pictures, px
+ANY_SIDES: Sides = (1, math.inf)
 
 
 class StageConfig(BaseModel):
@@ -34,7 +37,8 @@ class Step(ABC, Generic[ConfigT]):
         generative: True where the stage adds detail that was not in its input (a learned prior), False for pure
             resampling and measurement. Recorded in the provenance.
         carries: fields that the stage brings along to the new size of `image` where an earlier stage wrote them.
-        accepts_px: smallest and largest side of the square face crops it takes; None = any picture.
+        accepts_px: smallest and largest side of the square face crops it takes; None = any picture from `least_px` on.
+        least_px: smallest side of the pictures it takes, where it takes any.
         one_by_one: works on one face at a time, so that its result cannot depend on how many come together.
         training: by option, the config that trains its weights, named where they are missing.
     """
@@ -45,6 +49,7 @@ class Step(ABC, Generic[ConfigT]):
     generative: ClassVar[bool] = True
     carries: ClassVar[frozenset[str]] = frozenset()
     accepts_px: ClassVar[tuple[int, int] | None] = None
+    least_px: ClassVar[int] = 1
     one_by_one: ClassVar[bool] = False
     training: ClassVar[Mapping[str, str]] = {}
 
@@ -71,9 +76,10 @@ class Step(ABC, Generic[ConfigT]):
         return {"weights": name} if name else {}
 
     @classmethod
-    def makes_px(cls, config: StageConfig) -> int | None:
-        """Longer side of the pictures it makes, as far as the options alone tell."""
-        return None
+    def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
+        """Sides of the pictures it makes of pictures with `sides`, as far as the options tell: the same, unless a stage
+        says otherwise."""
+        return sides
 
     @classmethod
     def model_files(cls, config: StageConfig) -> Sequence[Path]:

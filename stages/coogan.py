@@ -23,7 +23,6 @@ from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.tiling import Axis
 from stages.weights import load_network
 
-MIN_SIDE_PX = 64
 BAND_ROWS = 64  # rows that are read at a time
 THUMB_PX = 320  # longer side of the reduced picture in which the face is looked for
 REACH_PX, FADE_PX = 5, 9  # of the 128 px frame: how far an edit reaches beyond its parts, and over what width it fades
@@ -293,7 +292,8 @@ def region_where(mass: Callable[[Sequence[str]], Tensor], names: Sequence[str]) 
 class Coogan(Stage[CooganConfig]):
     """Changes attributes of a face: several at once, by continuous strength, only where the edit belongs.
 
-    Reads and writes `image`: (B, 3, H, W) RGB in [0, 1], one face, tightly, canonically or FFHQ framed, any size.
+    Reads and writes `image`: (B, 3, H, W) RGB in [0, 1], one face, tightly, canonically or FFHQ framed, of any size
+    from 64 px on.
     Where an earlier stage wrote `landmarks`, the face is where they say; else it is found, and `face_score` tells
     whether there is one: the chain's verdict says how sure that has to be. Writes `uncertainty`: changed pixels are
     invented; and `unedited`. Where `lr_consistency_db` was written, it is measured anew: an edited face need not agree
@@ -307,6 +307,7 @@ class Coogan(Stage[CooganConfig]):
         {"image", "uncertainty", "face_score", "unedited", "lr_consistency_db", "notes"}
     )
     one_by_one: ClassVar[bool] = True
+    least_px: ClassVar[int] = 64
     training: ClassVar[Mapping[str, str]] = {
         "weights": "configs/train/coogan.yaml",
         "parser": "configs/train/face_parser.yaml",
@@ -336,12 +337,6 @@ class Coogan(Stage[CooganConfig]):
 
     @torch.inference_mode()
     def __call__(self, batch: FaceBatch) -> FaceBatch:
-        height, width = batch.image.shape[-2:]
-        if min(height, width) < MIN_SIDE_PX:
-            raise ValueError(
-                f"coogan: {width}x{height} px: expected {MIN_SIDE_PX} px or more a side; "
-                'put stages "prouigan" and "upscale" before it'
-            )
         images, invented, scores, left_alone, notes = [], [], [], [], []
         for i, image in enumerate(batch.image):
             source = TensorRows(image)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from landmarks.alignment import apply
-from stages.base import Stage
+from stages.base import Sides, Stage, StageConfig
 from stages.batch import FaceBatch
 from stages.degradation import DegradationConfig, degrade_face, misframing
 from stages.degradation.drawing import FRAME
@@ -31,6 +31,11 @@ class Degrade(Stage[DegradationConfig]):
     carries: ClassVar[frozenset[str]] = frozenset({"landmarks", "to_source"})
     generative: ClassVar[bool] = False
     accepts_px: ClassVar[tuple[int, int] | None] = (64, 4096)
+
+    @classmethod
+    def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
+        assert isinstance(config, DegradationConfig)
+        return config.size, config.size
 
     def __call__(self, batch: FaceBatch) -> FaceBatch:
         """Raises `ValueError` where the pictures are not square."""

@@ -12,7 +12,7 @@ from pydantic import Field
 from landmarks.alignment import canonical_points, invert, similarity, to_canonical, warp
 from landmarks.backends import create, model_files, why_unavailable
 from landmarks.backends.mtcnn import suppress
-from stages.base import Cut, Detection, Opening, Precision, StageConfig
+from stages.base import ANY_SIDES, Cut, Detection, Opening, Precision, Sides, StageConfig
 
 Backend = Literal["mtcnn", "dlib", "dlib_cnn", "face_alignment", "boxes"]
 # Lowest score taken where the chain names none, on each back end's own scale; see their classes.
@@ -75,6 +75,11 @@ class Detect(Opening[DetectConfig]):
     def is_forensic(cls, config: StageConfig) -> bool:
         """Only with boxes from a file: every detector here is learned."""
         return isinstance(config, DetectConfig) and config.backend == "boxes"
+
+    @classmethod
+    def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
+        assert isinstance(config, DetectConfig)
+        return ANY_SIDES if config.size == "native" else (config.size, config.size)
 
     @classmethod
     def model_files(cls, config: StageConfig) -> Sequence[Path]:

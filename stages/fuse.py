@@ -1,12 +1,13 @@
 """Stage `fuse`: the thumbnails of one face at several moments become one thumbnail, by measurement alone."""
 
+import math
 from typing import ClassVar
 
 import numpy as np
 import torch
 from pydantic import Field
 
-from stages.base import Stage, StageConfig
+from stages.base import Sides, Stage, StageConfig
 from stages.batch import FaceBatch
 from stages.luma import LUMA
 
@@ -52,6 +53,10 @@ class Fuse(Stage[FuseConfig]):
     @classmethod
     def is_forensic(cls, config: StageConfig) -> bool:
         return True
+
+    @classmethod
+    def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
+        return sides[0], math.inf
 
     @property
     def moments(self) -> int:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from stages.base import Precision, Stage, StageConfig
+from stages.base import Precision, Sides, Stage, StageConfig
 from stages.batch import HALF_INVENTED, FaceBatch
 from stages.consistency import agree, average_to, consistency_db, visible_share
 from stages.luma import luma
@@ -78,8 +78,8 @@ class ProUigan(Stage[ProUiganConfig]):
     training: ClassVar[Mapping[str, str]] = {"weights": "configs/train/prouigan.yaml"}
 
     @classmethod
-    def makes_px(cls, config: StageConfig) -> int | None:
-        return OUTPUT_SIZE
+    def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
+        return OUTPUT_SIZE, OUTPUT_SIZE
 
     def __init__(self, config: ProUiganConfig, device: torch.device, precision: Precision) -> None:
         super().__init__(config, device, precision)

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from stages.base import ConfigT, Stage, StageConfig
+from stages.base import ConfigT, Sides, Stage, StageConfig
 from stages.batch import FaceBatch
 
 LANCZOS_LOBES = 3
@@ -108,9 +108,9 @@ class Resample(Resizing[ResampleConfig]):
     Config = ResampleConfig
 
     @classmethod
-    def makes_px(cls, config: StageConfig) -> int | None:
+    def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
         assert isinstance(config, ResampleConfig)
-        return config.size
+        return config.size, config.size
 
     @property
     def method(self) -> str:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from stages.base import Precision, Stage, StageConfig
+from stages.base import Precision, Sides, Stage, StageConfig
 from stages.batch import HALF_INVENTED, FaceBatch
 from stages.consistency import agree
 from stages.foreign_upscalers import REALESRGAN, ForeignUpscaler, foreign_files, load_foreign
@@ -69,9 +69,9 @@ class Upscale(Stage[UpscaleConfig]):
     accepts_px: ClassVar[tuple[int, int] | None] = (64, 2048)
 
     @classmethod
-    def makes_px(cls, config: StageConfig) -> int | None:
+    def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
         assert isinstance(config, UpscaleConfig)
-        return config.size
+        return config.size, config.size
 
     def __init__(self, config: UpscaleConfig, device: torch.device, precision: Precision) -> None:
         super().__init__(config, device, precision)

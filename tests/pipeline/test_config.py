@@ -42,6 +42,7 @@ def written(tmp_path: Path, text: str) -> Path:
     return path
 
 
+EDIT = {"stage": "coogan", "attributes": {"smiling": 1.0}}
 HEAD = "version: 1\nname: t\nstages:\n  - stage: resample\n"
 
 
@@ -95,8 +96,12 @@ def test_a_stage_that_reads_what_nobody_wrote_is_refused(monkeypatch: pytest.Mon
     ("stages", "said"),
     [
         ([{"stage": "resample", "size": 128}, {"stage": "prouigan"}], "takes face crops of 12 to 64 px"),
-        ([{"stage": "prouigan"}, {"stage": "prouigan"}], "would get 128 px"),
+        ([{"stage": "prouigan"}, {"stage": "prouigan"}], r"would get 128 px from stages\[0\] \(prouigan\)"),
         ([{"stage": "resample", "size": 32}, {"stage": "upscale"}], "would get 32 px"),
+        ([{"stage": "resample", "size": 48}, EDIT], r"'coogan': takes pictures of 64 px or more a side.* 48 px"),
+        ([{"stage": "degrade"}, EDIT], "would get 16 px"),
+        ([{"stage": "detect", "size": 16, "backend": "boxes"}, EDIT], "would get 16 px"),
+        ([EDIT, {"stage": "prouigan"}], r"'prouigan': takes .* 64 px or more from stages\[0\] \(coogan\)"),
     ],
 )
 def test_a_stage_that_takes_no_pictures_of_the_size_before_it_is_refused(
@@ -107,6 +112,15 @@ def test_a_stage_that_takes_no_pictures_of_the_size_before_it_is_refused(
         load_chain({"version": 1, "name": "t", "stages": stages})
     fitting = [{"stage": "resample", "size": 48}, {"stage": "prouigan"}, {"stage": "upscale"}]
     assert len(load_chain({"version": 1, "name": "t", "stages": fitting}).stages) == 3
+
+
+def test_the_size_of_pictures_is_followed_through_stages_that_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.config.read_checked", lambda name: None)
+    aspect = {"stage": "aspect", "pixel_aspect": 1.5}
+    with pytest.raises(ConfigError, match=r"stages\[3\].*'prouigan': .*64 px or more from stages\[0\] \(coogan"):
+        load_chain({"version": 1, "name": "t", "stages": [EDIT, {"stage": "levels"}, aspect, {"stage": "prouigan"}]})
+    sound = [EDIT, {"stage": "degrade"}, {"stage": "prouigan"}, {"stage": "levels"}, EDIT, EDIT]
+    assert len(load_chain({"version": 1, "name": "t", "stages": sound}).stages) == 6
 
 
 def test_missing_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

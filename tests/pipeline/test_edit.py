@@ -153,6 +153,23 @@ def test_a_picture_with_nothing_to_edit_is_not_passed_off_as_edited(
         assert main(["verify", str(out)]) == 0
 
 
+@pytest.mark.parametrize("size", [(40, 40), (300, 60), (2000, 40)])
+@pytest.mark.parametrize("stages", [[], [{"stage": "levels"}]])
+def test_a_picture_too_small_to_edit_is_unsupported(
+    editor: list[str], tmp_path: Path, size: tuple[int, int], stages: list[dict[str, Any]]
+) -> None:
+    """Alone and behind another stage, in one piece and, the last one, in bands."""
+    chain = {"version": 1, "name": "t", "stages": [*stages, {"stage": "coogan", "attributes": {}}]}
+    (tmp_path / "chain.yaml").write_text(json.dumps(chain))
+    Image.fromarray(picture(0, size)).save(tmp_path / "a.png")
+    out, more = tmp_path / "out", ("--set-attribute", "smiling=1", "-c", str(tmp_path / "chain.yaml"))
+    assert run(tmp_path / "a.png", out, *more) == 1
+    record = records(out)["a.png"]
+    assert record["status"] == "unsupported" and record["output"] is None
+    assert f"{size[1]}x{size[0]} px: a face crop needs 64 px or more a side" in record["error"]
+    assert "Error" not in record["error"]
+
+
 def write_kinds(folder: Path) -> list[Path]:
     """A picture of each kind that is edited in bands, none of them square."""
     folder.mkdir()

@@ -15,6 +15,7 @@ from pipeline.config import ConfigError, load_chain
 from pipeline.restorer import Restorer
 from stages import foreign_upscalers
 from stages import upscale as stage_module
+from stages.base import ANY_SIDES
 from stages.batch import FaceBatch
 from stages.consistency import average_to
 from stages.foreign_upscalers import RealEsrgan, load_foreign
@@ -194,7 +195,7 @@ def test_a_foreign_network_takes_the_place_of_ours(tmp_path: Path, monkeypatch: 
     (tmp_path / "some.pth").touch()
     config = UpscaleConfig(model=str(tmp_path / "some.pth"), size=128)
     assert Upscale.cards(config) == {} and Upscale.model_files(config) == (tmp_path / "some.pth",)
-    assert Upscale.makes_px(config) == 128
+    assert Upscale.makes_px(config, ANY_SIDES) == (128, 128)
     batch = faces()
     out = Upscale(config, CPU, "fp32")(batch).image
     assert out.shape[-1] == 128 and (average_to(out, 32) - batch.image).square().mean() < 1e-5
