@@ -139,6 +139,11 @@ class Chain:
         return max((stage.moments for _, _, stage in self.stages), default=1)
 
     @property
+    def reads_mask(self) -> bool:
+        """Whether a given mask changes anything."""
+        return any("given_mask" in stage.reads for _, _, stage in self.stages)
+
+    @property
     def accepts_px(self) -> tuple[int, int] | None:
         """Smallest and largest side of the square face crops the chain takes; None = any picture."""
         return None if self.opening or not self.stages else self.stages[0][2].accepts_px

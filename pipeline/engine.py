@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from pipeline import ray_engine
-from pipeline.chain import pick_device, pick_precision
+from pipeline.chain import Chain, pick_device, pick_precision
 from pipeline.config import ChainConfig, ConfigError, load_chain, weight_hashes
 from pipeline.credentials import Signer
 from pipeline.images import MAX_PIXELS
@@ -36,7 +36,7 @@ from pipeline.restorer import FAILURES, Restorer
 from pipeline.run_record import Tally, code_sha256, core_count, package_versions, run_record
 from pipeline.sources.boxes import BoxFile
 from pipeline.storage import RemoteFolder, is_url
-from pipeline.worker import Job, OnExists, Outcome, Prior, Worker, in_hand
+from pipeline.worker import PRIORS, Job, OnExists, Outcome, Prior, Worker, in_hand
 
 DONE, SOME_FAILED, USAGE, NOTHING = 0, 1, 2, 4  # exit codes
 TASKS_PER_WORKER = 24  # fewer inputs than this do not repay another process
@@ -204,9 +204,7 @@ def prepare(request: Request) -> Prepared:
     weights = weight_hashes(config)
     if request.output.exists() and not request.output.is_dir():
         raise OutputError(f"{request.output} is a file; expected a folder to write to")
-    if request.mask is not None and config.takes_frames:
-        raise ConfigError([f"--mask: {config.origin} takes whole frames, and a mask belongs to one face crop"])
-    _check_boxes(request, config, restorer)
+    _check_options(request, config, restorer.chain)
     certificate = None
     if config.signing is not None:
         signer = Signer(config.signing)
@@ -244,15 +242,24 @@ def _refuse_other_profile(request: Request, config: ChainConfig) -> None:
         )
 
 
-def _check_boxes(request: Request, config: ChainConfig, restorer: Restorer) -> None:
-    """A chain that takes its faces from a file needs one, and no other may have one. Raises `ConfigError`."""
-    opening = restorer.chain.opening
+def _check_options(request: Request, config: ChainConfig, chain: Chain) -> None:
+    """Options that the chain cannot follow, or that it needs. Raises `ConfigError` with all of them."""
+    problems, opening = [], chain.opening
+    if request.mask is not None and opening is not None:
+        problems.append(f"--mask: {config.origin} takes whole frames, and a mask belongs to one face crop")
+    elif request.mask is not None and not chain.reads_mask:
+        problems.append(f"--mask {request.mask}: no stage of {config.origin} reads a mask")
+    written = {field for _, _, stage in chain.stages for field in stage.writes}
+    if request.save_priors and written.isdisjoint(PRIORS.values()):
+        problems.append(f"--save-priors: no stage of {config.origin} writes any of {', '.join(PRIORS)}")
     wanted = opening is not None and opening.reads_boxes
     if wanted and request.boxes is None:
-        raise ConfigError([f"{config.origin}: stages[0].backend = 'boxes': name their file with --boxes FILE"])
+        problems.append(f"{config.origin}: stages[0].backend = 'boxes': name their file with --boxes FILE")
     if request.boxes is not None and not wanted:
         cure = "take a chain with --set stages.0.backend=boxes" if opening else "take configs/frames_restore.yaml"
-        raise ConfigError([f"--boxes {request.boxes}: {config.origin} does not read boxes; {cure}"])
+        problems.append(f"--boxes {request.boxes}: {config.origin} does not read boxes; {cure}")
+    if problems:
+        raise ConfigError(problems)
     if request.boxes is not None:
         BoxFile(request.boxes)
 

@@ -393,12 +393,29 @@ def read_mask(data: bytes) -> np.ndarray:
 
 
 def fit_mask(mask: np.ndarray, size: tuple[int, int], square: bool) -> np.ndarray:
-    """Bring an (H, W) mask in [0, 1] to the `size` (height, width) of its picture, padded like it where `square`."""
-    resized = np.asarray(Image.fromarray(to_uint8(mask)).resize((size[1], size[0]), Image.Resampling.BOX))
-    mask = resized.astype(np.float32) / 255
-    if not square:
-        return mask
-    return pad_square(Picture(np.repeat(mask[..., None], 3, axis=2), True)).pixels[..., 0]
+    """Bring an (H, W) mask in [0, 1] to the `size` (height, width) of its picture, padded like it where `square`.
+
+    A mask has the shape of its picture, to a pixel; or it is square, and one of the padded picture, as runs save it.
+
+    Raises:
+        ImageError: a mask of another shape.
+    """
+    (rows, columns), (height, width), side = mask.shape, size, max(size)
+    padded = rows == columns
+    if not padded and abs(rows * width - columns * height) > side:
+        raise ImageError(
+            "failed",
+            f"mask of {columns}x{rows} px: expected the shape of the picture, {width}x{height} px, or of the square "
+            "that it is padded to",
+        )
+    target = (side, side) if padded else (width, height)
+    mask = as_unit(np.asarray(Image.fromarray(to_uint8(mask)).resize(target, Image.Resampling.BOX)))
+    if square and not padded:
+        return pad_square(Picture(np.repeat(mask[..., None], 3, axis=2), True)).pixels[..., 0]
+    if padded and not square:
+        top, left = (side - height) // 2, (side - width) // 2
+        return mask[top : top + height, left : left + width]
+    return mask
 
 
 def to_uint8(values: np.ndarray) -> np.ndarray:

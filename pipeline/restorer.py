@@ -244,7 +244,8 @@ class Restorer:
         Raises:
             TypeError: `images` is one picture, not a list of them.
             ValueError: `names` or `masks` of another length than `images`.
-            ConfigError: the chain begins with `detect`: `pipeline.sources.frames.restore_frames` runs such a chain.
+            ConfigError: the chain begins with `detect`: `pipeline.sources.frames.restore_frames` runs such a chain; or
+                a mask is given, and no stage reads it.
         """
         given_as: object = images  # whatever the annotation says: a single path would be taken for its letters
         single = isinstance(given_as, str | Path | Image.Image | Tensor)
@@ -255,6 +256,8 @@ class Restorer:
         for label, given in (("names", names), ("masks", masks)):
             if given is not None and len(given) != len(images):
                 raise ValueError(f"{label}: expected {len(images)} entries, one per image, found {len(given)}")
+        if any(mask is not None for mask in masks or ()) and not self.chain.reads_mask:
+            raise ConfigError([f"masks: no stage of {self.config.origin} reads a mask"])
         results: dict[int, Result] = {}
         groups: dict[tuple[int, int, bool, int], list[tuple[int, Face]]] = {}
         for index, image in enumerate(images):

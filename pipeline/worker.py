@@ -52,6 +52,11 @@ WAITING_BATCHES = 16  # faces waiting for companions of their size, in batches; 
 IO_THREADS = 2
 FRAMES_AHEAD = 4  # frames and videos in hand for reading: each may be large
 
+# What a file of priors holds, by its name there: fields of a `Result`, and of the `FaceBatch` it comes from.
+PRIORS = {
+    "landmarks": "landmarks", "landmark_confidence": "landmark_confidence", "heatmaps": "heatmaps",
+    "parsing": "parsing", "mask": "occlusion",
+}  # fmt: skip
 OnExists = Literal["skip", "overwrite", "error"]
 # What a worker is told of an earlier record: `key`, `status` and `files_sha256`; of an input with faces also `faces`,
 # the same of each of them, None for a line that is missing.
@@ -244,12 +249,8 @@ def render(result: Result, restorer: Restorer, job: Job) -> dict[str, bytes]:
     if result.thumbnail is not None:
         files["thumbnail"] = encode_png(result.thumbnail)
     if job.save_priors:
-        priors = {
-            "landmarks": result.landmarks, "landmark_confidence": result.landmark_confidence,
-            "heatmaps": result.heatmaps, "parsing": result.parsing, "mask": result.occlusion,
-        }  # fmt: skip
         buffer = io.BytesIO()
-        arrays: dict[str, Any] = {k: v for k, v in priors.items() if v is not None}
+        arrays: dict[str, Any] = {k: v for k, f in PRIORS.items() if (v := getattr(result, f)) is not None}
         np.savez_compressed(buffer, **arrays)
         files["priors"] = buffer.getvalue()
     return files
@@ -347,7 +348,7 @@ class Worker:
         from pipeline.large import LargeEdit, edit_picture, editor_of
 
         stage = editor_of(self.restorer.chain) if self.job.bands else None
-        plain = not (task.mask or self.job.marks_files or self.job.signing or is_url(task.source))
+        plain = not (self.job.marks_files or self.job.signing or is_url(task.source))
         if stage is None or not plain or type(self.output) is not OutputFolder:
             return None
         started, digest = time.perf_counter(), file_sha256(task.source)

@@ -34,6 +34,7 @@ class Step(ABC, Generic[ConfigT]):
     Class attributes:
         Config: the pydantic class of its options.
         reads, writes: names of `FaceBatch` fields it needs and fields it changes; the chain checks the order with them.
+            Who reads `given_mask` makes use of one where there is one.
         generative: True where the stage adds detail that was not in its input (a learned prior), False for pure
             resampling and measurement. Recorded in the provenance.
         carries: fields that the stage brings along to the new size of `image` where an earlier stage wrote them.

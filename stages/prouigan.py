@@ -57,7 +57,7 @@ class ProUigan(Stage[ProUiganConfig]):
     """
 
     Config = ProUiganConfig
-    reads: ClassVar[frozenset[str]] = frozenset({"image", "observed"})
+    reads: ClassVar[frozenset[str]] = frozenset({"image", "observed", "given_mask"})
     writes: ClassVar[frozenset[str]] = frozenset(
         {
             "image",

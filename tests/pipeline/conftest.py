@@ -15,6 +15,7 @@ from skimage import data
 
 from pipeline.config import ConfigError, load_chain
 from pipeline.engine import Request, run
+from stages.resample import Resample
 
 RESAMPLE: dict[str, Any] = {"version": 1, "name": "plain", "stages": [{"stage": "resample", "size": 32}]}
 
@@ -76,6 +77,12 @@ def chain(request: pytest.FixtureRequest) -> str | dict[str, Any]:
     if shipped is None:
         pytest.skip("the shipped weights are not here")
     return shipped
+
+
+@pytest.fixture
+def masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets `resample` pass for a stage that reads given masks."""
+    monkeypatch.setattr(Resample, "reads", Resample.reads | {"given_mask"})
 
 
 @pytest.fixture

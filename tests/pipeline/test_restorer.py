@@ -11,6 +11,7 @@ from PIL import Image
 
 from pipeline import Restorer, Result
 from pipeline.config import ConfigError
+from pipeline.images import ImageError, fit_mask
 from tests.pipeline.conftest import RESAMPLE, colour, png, shipped_chain, thumbnail
 
 
@@ -95,6 +96,7 @@ def test_wrong_options_are_refused(option: str, value: Any) -> None:
         Restorer.from_config("configs/cctv_restore.yaml" if option == "fidelity" else RESAMPLE, **{option: value})
 
 
+@pytest.mark.usefixtures("masked")
 def test_a_mask_may_be_a_picture(chain: Any) -> None:
     covered = np.zeros((16, 16), np.uint8)
     covered[8:] = 255
@@ -102,6 +104,26 @@ def test_a_mask_may_be_a_picture(chain: Any) -> None:
     array, picture = (made.restore([colour(2)], masks=[mask])[0] for mask in (covered, Image.fromarray(covered)))  # type: ignore[list-item]
     assert array.status == picture.status != "failed" and array.occluded_fraction == picture.occluded_fraction
     assert made.restore([colour(2)], masks=["mask.png"])[0].status == "failed"  # type: ignore[list-item]
+
+
+def test_a_mask_that_no_stage_reads_is_refused() -> None:
+    with pytest.raises(ConfigError, match="masks: no stage of config reads a mask"):
+        restorer().restore([colour(0)], masks=[np.zeros((16, 16), np.uint8)])
+    assert restorer().restore([colour(0)], masks=[None])[0].status == "ok"
+
+
+def test_a_square_mask_is_one_of_the_padded_picture_and_no_mask_is_stretched() -> None:
+    frame = np.zeros((40, 40), np.float32)
+    frame[:, 8:20] = 1
+    own = frame[:, 4:36]  # of a picture of 16x20 px, padded by 2 px on the left and on the right, at twice its size
+    for mask in (frame, own):
+        np.testing.assert_array_equal(fit_mask(mask, (20, 16), False), own[::2, ::2])
+        np.testing.assert_array_equal(fit_mask(mask, (20, 16), True), frame[::2, ::2])
+    assert fit_mask(np.ones((67, 54), np.float32), (20, 16), True).shape == (20, 20), "67 x 53.6, rounded"
+    for shape in ((20, 40), (16, 20), (128, 96)):
+        with pytest.raises(ImageError, match=f"mask of {shape[1]}x{shape[0]} px: expected .*, 16x20 px") as caught:
+            fit_mask(np.ones(shape, np.float32), (20, 16), True)
+        assert caught.value.status == "failed"
 
 
 def after(*stages: dict[str, Any]) -> Restorer:

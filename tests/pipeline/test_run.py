@@ -26,6 +26,7 @@ from pipeline.journal import Journal
 from pipeline.output import OutputError, OutputFolder, OutputLock, OutputLostError
 from pipeline.planning import InputError, name_hash, target_of
 from pipeline.verify import verify
+from stages.resample import Resample
 from tests.pipeline.conftest import RESAMPLE, colour, png, records, thumbnail, tree
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,7 @@ def test_existing_files_are_skipped_or_refused_when_asked(
 
 
 @pytest.mark.parametrize("change", ["input", "bad input", "mask", "output", "chain", "no resume"])
+@pytest.mark.usefixtures("masked")
 def test_error_refuses_an_output_that_is_not_proven_to_come_from_the_input_as_it_is(
     folder: Path, tmp_path: Path, restore: Callable[..., int], change: str
 ) -> None:
@@ -213,6 +215,7 @@ def test_a_result_that_cannot_be_written_whole_leaves_nothing(
         write(self, relative, data)
 
     monkeypatch.setattr(OutputFolder, "write", fails)
+    monkeypatch.setattr(Resample, "writes", Resample.writes | {"landmarks"})
     out = tmp_path / "out"
     assert restore(folder / "face00.png", out, workers=1, save_priors=True, on_exists=on_exists) == 1
     assert records(out)["face00.png"]["status"] == "failed" and not tree(out)
@@ -440,6 +443,7 @@ def test_a_url_of_this_machine_is_a_path(folder: Path, tmp_path: Path) -> None:
     assert (out / "restored" / "face00.png").is_file() and (out / "_run" / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("masked")
 def test_a_folder_of_masks_that_fits_no_input_is_refused(
     folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -454,6 +458,7 @@ def test_a_folder_of_masks_that_fits_no_input_is_refused(
     assert "39 of 40 inputs have no mask" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("masked")
 def test_a_given_mask_is_noted_and_part_of_the_key(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
     masks = tmp_path / "masks"
     (masks / "sub").mkdir(parents=True)
@@ -470,6 +475,36 @@ def test_a_given_mask_is_noted_and_part_of_the_key(folder: Path, tmp_path: Path,
     assert "mask" in records(out)["face00.png"]["error"]
 
 
+@pytest.mark.usefixtures("masked")
+def test_a_mask_of_another_shape_fails_its_input_alone(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    masks, out = tmp_path / "masks", tmp_path / "out"
+    (masks / "sub").mkdir(parents=True)
+    for name, shape in (("face00", (16, 32)), ("sub/face01", (32, 16)), ("face04", (64, 64)), ("face06", (40, 36))):
+        (masks / f"{name}.png").write_bytes(png(np.full(shape, 255, np.uint8)))
+    assert restore(folder, out, workers=1, mask=masks) == 1
+    found = records(out)
+    assert {name for name, record in found.items() if record["status"] != "ok"} == {"face00.png", "sub/face01.png"}
+    assert found["face00.png"]["status"] == "failed" and found["face00.png"]["output"] is None
+    expected = "the mask face00.png: mask of 32x16 px: expected the shape of the picture, 18x20 px"
+    assert found["face00.png"]["error"].startswith(expected)
+    assert found["face04.png"]["notes"]["given_mask"] and found["face06.png"]["notes"]["given_mask"]
+
+
+def test_options_that_no_stage_can_follow_are_refused_together(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    (tmp_path / "mask.png").write_bytes(png(np.full((8, 8), 255, np.uint8)))
+    with pytest.raises(ConfigError) as caught:
+        restore(folder, tmp_path / "out", mask=tmp_path / "mask.png", save_priors=True, boxes=tmp_path / "boxes.csv")
+    mask, priors, boxes = caught.value.problems
+    assert mask == f"--mask {tmp_path / 'mask.png'}: no stage of config reads a mask"
+    assert priors.startswith("--save-priors: no stage of config writes any of landmarks, ")
+    assert "does not read boxes" in boxes and not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("masked")
 def test_a_run_with_masks_is_verified_from_any_folder(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
