@@ -5,11 +5,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pipeline.images import file_sha256
 from stages import STAGES
 from stages.base import ANY_SIDES, Closing, Opening, Sides, StageConfig
+from stages.problems import nearest, path_text, problems_of, short
 from stages.weights import WeightsError, read_card, read_checked
 
 GIVEN_FIELDS = frozenset(
@@ -239,37 +239,6 @@ def find_config(path: str | Path) -> Path:
     raise ConfigError([f"{path}: no such config file{hint}"])
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(word), list(known), 1, 0.5)
-    return f'; did you mean "{near[0]}"?' if near else f"; known: {', '.join(sorted(known))}"
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _path(prefix: str, loc: Sequence[str | int]) -> str:
-    path = prefix
-    for part in loc:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
-    return path
-
-
-def _fields_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    """Names of the options where an unknown key stands, following nested option classes, also in lists and mappings."""
-    here: Any = model
-    for part in loc:
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            field = here.model_fields.get(str(part))
-            here = None if field is None else field.annotation
-        else:  # an entry of a list (its classes are the arguments), or of a mapping (the last argument)
-            here = next((a for a in get_args(here)[::-1] if a is not Ellipsis), None)
-        options = [a for a in get_args(here) if isinstance(a, type) and issubclass(a, BaseModel)]
-        here = options[0] if get_origin(here) in (Union, UnionType) and options else here
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
-
-
 def check(model: type[BaseModel], raw: dict[str, Any], origin: str, prefix: str, owner: str) -> tuple[Any, list[str]]:
     """Check plain values against an option class; returns the object (None where wrong) and the problems.
 
@@ -283,23 +252,7 @@ def check(model: type[BaseModel], raw: dict[str, Any], origin: str, prefix: str,
     try:
         return model.model_validate_json(text, strict=True, context={"folder": Path(origin).parent}), []
     except ValidationError as error:
-        found = error.errors(include_url=False, include_context=False)
-    problems = []
-    for item in found:
-        loc, value = item["loc"], item.get("input")
-        path = _path(prefix, loc)
-        if item["type"] == "extra_forbidden":
-            known = _fields_at(model, loc[:-1])
-            problems.append(
-                f"{origin}: {path} = {_short(value)}: unknown option of {owner}{_nearest(str(loc[-1]), known)}"
-            )
-        elif item["type"] == "missing":
-            problems.append(f"{origin}: {path}: {owner} needs this option and it is missing")
-        else:
-            problems.append(
-                f"{origin}: {path or 'document'} = {_short(value)}: {item['msg'].removeprefix('Value error, ')}"
-            )
-    return None, problems
+        return None, problems_of(error, model, origin, prefix, owner)
 
 
 def apply_override(raw: Any, assignment: str) -> None:
@@ -314,7 +267,7 @@ def apply_override(raw: Any, assignment: str) -> None:
         raise ConfigError([f"--set {assignment}: expected PATH=VALUE, for instance stages.0.fidelity=0.2"])
     node = raw
     for depth, step in enumerate(steps):
-        here = _path("", steps[:depth]) or "the document"
+        here = path_text("", steps[:depth]) or "the document"
         if isinstance(step, int) and isinstance(node, list):
             if step >= len(node):
                 raise ConfigError([f"--set {assignment}: {here} has {len(node)} entries, counted from 0"])
@@ -385,17 +338,20 @@ def _profile_problems(profile: Profile | None, entries: Sequence[tuple[int, Stag
 
 
 def _weight_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> list[str]:
-    """Weights that are missing, damaged or changed."""
+    """Weights that are missing, damaged or changed, or that cannot do what is asked of them."""
     problems = []
     for index, entry in entries:
-        stage = STAGES[entry.name]
+        stage, found = STAGES[entry.name], []
         for option, name in stage.cards(entry.config).items():
             try:
                 read_checked(name)
             except WeightsError as error:
                 recipe = stage.training.get(option)
                 cure = "" if recipe is None else f"; to train them: revisage train -c {recipe} (docs/training.md)"
-                problems.append(f"{origin}: stages[{index}].{option} = {name!r}: {error}{cure}")
+                found += [f"{option} = {name!r}: {line}" for line in f"{error}{cure}".splitlines()]
+        if not found and (said := stage.beyond_weights(entry.config)):
+            found.append(said)
+        problems += [f"{origin}: stages[{index}].{line}" for line in found]
     return problems
 
 
@@ -450,15 +406,17 @@ def load_chain(
     problems += found
 
     entries: list[tuple[int, StageEntry]] = []
+    classes: list[type[StageConfig]] = []
     listed = raw.get("stages")
     plain = [(i, s) for i, s in enumerate(listed) if isinstance(s, dict)] if isinstance(listed, list) else []
     for index, options in plain:
         name = options.get("stage")
         if not isinstance(name, str) or name not in STAGES:
-            hint = _nearest(str(name), STAGES) if name else f"; known: {', '.join(sorted(STAGES))}"
-            problems.append(f"{origin}: stages[{index}].stage = {_short(name)}: unknown stage{hint}")
+            hint = nearest(str(name), STAGES) if name else f"; known: {', '.join(sorted(STAGES))}"
+            problems.append(f"{origin}: stages[{index}].stage = {short(name)}: unknown stage{hint}")
             continue
         cls = STAGES[name].Config
+        classes.append(cls)
         own = {k: v for k, v in options.items() if k != "stage"}
         if fidelity is not None and "fidelity" in cls.model_fields:
             own["fidelity"] = fidelity
@@ -466,12 +424,8 @@ def load_chain(
         problems += found
         if config is not None:
             entries.append((index, StageEntry(name, config)))
-    if (
-        fidelity is not None
-        and plain
-        and not any("fidelity" in type(e.config).model_fields for _, e in entries)
-        and not problems
-    ):
+    all_known = bool(plain) and len(classes) == len(plain)
+    if fidelity is not None and all_known and not any("fidelity" in cls.model_fields for cls in classes):
         problems.append(f"{origin}: -w {fidelity}: no stage of this chain has a fidelity")
     if len(entries) == len(plain):
         problems += _order_problems(entries, origin)

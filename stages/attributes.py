@@ -1,7 +1,7 @@
 """The attributes that can be edited: their names, and what a request for a change must look like."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 ATTRIBUTES = (
     "smiling", "age", "masculine", "eyeglasses", "hat", "mouth_open", "beard", "brows", "lipstick", "hair_black",
@@ -56,3 +56,10 @@ def check_attributes(wanted: Mapping[str, float]) -> None:
             raise ValueError(f"unknown attribute {name!r}{hint}")
         if not -MAX_STRENGTH <= strength <= MAX_STRENGTH:  # refuses NaN too
             raise ValueError(f"{name} = {strength}: expected a strength from -{MAX_STRENGTH:g} to +{MAX_STRENGTH:g}")
+
+
+def unlearned(wanted: Iterable[str], known: Sequence[str]) -> str | None:
+    """What to say of attributes that weights, which know the `known`, were not taught; None where there are none."""
+    missing = [name for name in wanted if name not in known]
+    said = f"attributes: the loaded weights have not learned {', '.join(missing)}; they know {', '.join(known)}"
+    return said if missing else None

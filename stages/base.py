@@ -77,6 +77,12 @@ class Step(ABC, Generic[ConfigT]):
         return {"weights": name} if name else {}
 
     @classmethod
+    def beyond_weights(cls, config: StageConfig) -> str | None:
+        """What the options ask for and the weights, going by their cards, cannot do: option and reason. None where they
+        can. Raises `WeightsError`."""
+        return None
+
+    @classmethod
     def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
         """Sides of the pictures it makes of pictures with `sides`, as far as the options tell: the same, unless a stage
         says otherwise."""

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from landmarks.alignment import to_canonical
-from stages.attributes import FIRST_ROW, HAIR_COLOURS, REGIONS, SPARED, check_attributes
+from stages.attributes import FIRST_ROW, HAIR_COLOURS, REGIONS, SPARED, check_attributes, unlearned
 from stages.base import Precision, Stage, StageConfig
 from stages.batch import HALF_INVENTED, FaceBatch
 from stages.consistency import averaging_matrix, consistency_db, visible_share
@@ -21,7 +21,7 @@ from stages.luma import luma
 from stages.networks.coogan import PATCH_ALIGN, CooganNet, GlobalEdit, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.tiling import Axis
-from stages.weights import load_network
+from stages.weights import load_network, read_card
 
 BAND_ROWS = 64  # rows that are read at a time
 THUMB_PX = 320  # longer side of the reduced picture in which the face is looked for
@@ -126,11 +126,8 @@ class CooganEditor:
     ) -> None:
         """Raises `ValueError` for an attribute that the network has not learned."""
         check_attributes(attributes)
-        if unlearned := [name for name in attributes if name not in network.attributes]:
-            raise ValueError(
-                f"attributes: the loaded weights have not learned {', '.join(unlearned)}; "
-                f"they know {', '.join(network.attributes)}"
-            )
+        if said := unlearned(attributes, network.attributes):
+            raise ValueError(said)
         self.network, self.parser, self.attributes = network, parser, attributes
         self.patch, self.overlap = patch, overlap
         self.device = next(network.parameters()).device
@@ -327,6 +324,12 @@ class Coogan(Stage[CooganConfig]):
     def cards(cls, config: StageConfig) -> dict[str, str]:
         assert isinstance(config, CooganConfig)
         return {"weights": config.weights, "parser": config.parser}
+
+    @classmethod
+    def beyond_weights(cls, config: StageConfig) -> str | None:
+        assert isinstance(config, CooganConfig)
+        known = read_card(config.weights).arguments.get("attributes")
+        return None if known is None else unlearned(config.attributes, known)
 
     def asking(self, attributes: dict[str, float]) -> "Coogan":
         """The same stage, with the same networks, for other attributes. Raises `ValueError` as the first."""

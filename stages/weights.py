@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from stages.networks import NETWORKS
+from stages.problems import problems_of
 
 WEIGHTS_ENV = "REVISAGE_WEIGHTS"
 
@@ -52,14 +53,16 @@ def read_card(name: str) -> WeightCard:
     """Read and check `weights/<name>.json`.
 
     Raises:
-        WeightsError: no such card (the names there are listed), or it does not hold the expected fields.
+        WeightsError: no such card (the names there are listed), or it does not hold the expected fields, one line each.
     """
     path = weights_dir() / f"{name}.json"
     if not path.is_file():
         raise WeightsError(f"no card {path}; cards there: {', '.join(card_names()) or 'none'}")
     try:
         return WeightCard.model_validate(json.loads(path.read_text(encoding="utf-8")))
-    except (ValidationError, json.JSONDecodeError) as error:
+    except ValidationError as error:
+        raise WeightsError("\n".join(problems_of(error, WeightCard, str(path), "", "the card"))) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path}: not a weight card: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """Mistakes in a chain are all found before anything is touched, and said with file, path and nearest key."""
 
+import json
 from pathlib import Path
 from typing import ClassVar
 
@@ -81,6 +82,46 @@ def test_all_mistakes_come_together(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_chain(written(tmp_path, text))
     assert len(caught.value.problems) == 4
+
+
+def test_order_weights_and_attributes_are_named_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STAGES, "weighty", NeedsWeights)
+    edit = {"stage": "coogan", "attributes": {"hat": 1.0}}
+    stages = [{"stage": "weighty"}, edit, {"stage": "resample", "size": 32}, EDIT]
+    chain = {"version": 1, "name": "t", "stages": stages, "video": {}}
+    with pytest.raises(ConfigError) as caught:
+        load_chain(chain, fidelity=0.5)
+    said = caught.value.problems
+    for place, reason in (
+        ("config: -w 0.5", "no stage of this chain has a fidelity"),
+        ("config: video", "begins with"),
+        ("config: stages[0].weights = 'not_there_v9'", "no card"),
+        ("config: stages[1].attributes", "have not learned hat; they know smiling, "),
+        ("config: stages[3].stage = 'coogan'", "would get 32 px from stages[2] (resample)"),
+    ):
+        assert [line for line in said if line.startswith(place) and reason in line], (place, said)
+    assert len(said) == 5
+
+
+def test_a_broken_card_is_told_field_by_field(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REVISAGE_WEIGHTS", str(tmp_path))
+    monkeypatch.setitem(STAGES, "weighty", NeedsWeights)
+    chain, path = {"version": 1, "name": "t", "stages": [{"stage": "weighty"}]}, tmp_path / "not_there_v9.json"
+    card = {"name": "n", "architecture": 3, "arguments": {}, "input": {}, "data": {}, "recipe": {}, "metrics": [],
+            "sha256": "0", "licence": "none", "limitz": ""}  # fmt: skip
+    path.write_text(json.dumps(card))
+    with pytest.raises(ConfigError) as caught:
+        load_chain(chain)
+    where = f"config: stages[0].weights = 'not_there_v9': {path}"
+    assert sorted(caught.value.problems) == [
+        f"{where}: architecture = 3: Input should be a valid string",
+        f"{where}: limits: the card needs this option and it is missing",
+        f"{where}: limitz = '': unknown option of the card; did you mean \"limits\"?",
+    ]
+    for data in (b"{", b"\xff\xfe"):
+        path.write_bytes(data)
+        with pytest.raises(ConfigError, match="not a weight card: "):
+            load_chain(chain)
 
 
 def test_a_stage_that_reads_what_nobody_wrote_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
