@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -143,8 +144,12 @@ def _degrade(arguments: argparse.Namespace) -> int:
 
 
 def _edit(arguments: argparse.Namespace) -> int:
+    from pipeline.config import ConfigError
     from pipeline.editing import check_sheet, edit_chain, write_sheet
 
+    counts = Counter(name for name, _ in arguments.attributes)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise ConfigError([f"--set-attribute {name}: given {counts[name]} times; say one strength" for name in twice])
     source, overrides = edit_chain(arguments.editor, dict(arguments.attributes), arguments.config)
     arguments.config = source if isinstance(source, dict) else str(source)
     arguments.overrides = [*overrides, *arguments.overrides]

@@ -69,6 +69,7 @@ HEAD = "version: 1\nname: t\nstages:\n  - stage: resample\n"
         ("- 1\n", r"expected a mapping"),
         ("version: 1\n  name: t\n", r"line 2.*not valid YAML"),
         (HEAD + "seed: 1\nseed: 2\n", r"line 6.*'seed' is given twice"),
+        (HEAD + "  - {stage: coogan, attributes: {age: 1, age: -1}}\n", r"line 5.*'age' is given twice"),
         (HEAD + "seed: !!python/object/apply:os.system ['true']\n", r"not valid YAML"),
     ],
 )

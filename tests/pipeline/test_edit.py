@@ -289,6 +289,8 @@ def test_verify_makes_a_large_picture_again_in_the_way_it_was_made(
         (["--set-attribute", "age=7"], "expected a strength from -2 to"),
         (["--set-attribute", "hat=1"], "weights have not learned hat; they know smiling, age, eyeglasses"),
         ([], "no attribute to change"),
+        (["--set-attribute", "age=1", "--set-attribute", "age=-1"], "--set-attribute age: given 2 times"),
+        (["--set-attribute", "age=1", "--set", "stages.0.attributes={age: 1, age: -1}"], "'age' is given twice"),
         (["--set-attribute", "age=1", "-c", "configs/bicubic.yaml"], "no stage 'coogan' in it"),
         (["--set-attribute", "age=1", "--sheet", "-o", "s3://bucket/out"], "--sheet: needs an output folder on this"),
     ],
