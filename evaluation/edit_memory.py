@@ -35,6 +35,7 @@ from stages.attributes import ATTRIBUTES
 from stages.coogan import Coogan, CooganConfig, CooganEditor
 from stages.networks.coogan import CooganNet
 from stages.networks.face_parser import FaceParser
+from stages.networks.identity import IdentityNet
 from stages.weights import load_network
 
 SIDES = (768, 1024, 2048, 4096, 8192)
@@ -114,11 +115,11 @@ def make_stage(weights: str | None, patch: int, precision: AnyPrecision) -> Coog
     with torch.no_grad():
         for p in network.parameters():
             p.add_(torch.randn_like(p) * 0.02)
-    parser = load_network("face_parser", device, dtype)
-    assert isinstance(parser, FaceParser)
+    parser, identity = (load_network(name, device, dtype) for name in ("face_parser", "identity"))
+    assert isinstance(parser, FaceParser) and isinstance(identity, IdentityNet)
     stage = Coogan.__new__(Coogan)
     stage.config, stage.device, stage.precision = CooganConfig(attributes=wanted, patch=patch), device, chosen
-    stage.editor = CooganEditor(network, parser, wanted, patch, stage.config.overlap)
+    stage.editor = CooganEditor(network, parser, identity, wanted, patch, stage.config.overlap)
     return stage
 
 

@@ -134,7 +134,7 @@ class LargeEdit:
     Attributes:
         face_score: how sure it is that there is a face. size: (height, width), px. notes: for the journal.
         brightness: as `pipeline.restorer.brightness` of the input. uncertainty: mean over the pixels, 0 to 1.
-        unedited: as of `stages.coogan.EditPlan`. seconds: spent until the edit was there.
+        unedited, likeness: as of `stages.coogan.EditPlan`. seconds: spent until the edit was there.
     """
 
     face_score: float
@@ -143,6 +143,7 @@ class LargeEdit:
     brightness: float
     uncertainty: float
     unedited: bool
+    likeness: float
     seconds: float
 
 
@@ -279,7 +280,7 @@ def edit_picture(
             invented += float(block.invented.sum(dtype=torch.float64))
         edit = LargeEdit(
             plan.frame.score, size, notes, light, invented / (size[0] * size[1]), plan.unedited,
-            time.perf_counter() - started,
+            plan.likeness, time.perf_counter() - started,
         )  # fmt: skip
         if found:
             text = text_of(edit)

@@ -127,12 +127,13 @@ def judge(
     consistency: float | None = None,
     uncertainty: float | None = None,
     unedited: bool = False,
+    likeness: float | None = None,
 ) -> tuple[DoneStatus, str | None]:
     """What may be said of a finished face: its status, and why nothing can be decided from it where that is so.
 
     Args:
-        side_px: as of `Face`. light: as `brightness` gives it. uncertainty: mean of the map. unedited: as of
-            `FaceBatch`. The others as in `Result`; None where no stage tells.
+        side_px: as of `Face`. light: as `brightness` gives it. uncertainty: mean of the map. unedited, likeness:
+            as of `FaceBatch`. The others as in `Result`; None where no stage tells.
     """  # fmt: skip
     status: DoneStatus = "ok"
     reasons = []
@@ -141,6 +142,10 @@ def judge(
         reasons.append(f"no face found: score {score:.2f} is under {limits.min_face_score:.2f}")
     elif unedited:
         reasons.append("not edited: no part of a face was found that the edit may act on")
+    if likeness is not None and likeness < limits.min_likeness:
+        reasons.append(
+            f"no longer the same person: likeness to the face before {likeness:.2f}, under {limits.min_likeness:.2f}"
+        )
     if covered is not None and covered > limits.max_occluded_fraction:
         reasons.append(f"{covered:.0%} of the face is covered, over {limits.max_occluded_fraction:.0%}")
     if consistency is not None and consistency < limits.min_consistency_db:
@@ -400,7 +405,8 @@ class Restorer:
         light = brightness(face.picture.pixels)
         unedited = batch.unedited is not None and bool(batch.unedited[i])
         status, reason = judge(
-            self.config.verdict, face.side_px, light, score, covered, consistency, invented, unedited
+            self.config.verdict, face.side_px, light, score, covered, consistency, invented, unedited,
+            _number(batch.likeness, i),
         )  # fmt: skip
         return Result(
             source=face.source,

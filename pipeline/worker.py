@@ -363,7 +363,7 @@ class Worker:
         def judged(edit: LargeEdit) -> Result:
             status, reason = judge(
                 verdict, min(edit.size), edit.brightness, edit.face_score, uncertainty=edit.uncertainty,
-                unedited=edit.unedited,
+                unedited=edit.unedited, likeness=edit.likeness,
             )  # fmt: skip
             return Result(
                 task.name, status, verdict="restored" if reason is None else "not_decidable", reason=reason,

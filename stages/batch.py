@@ -29,6 +29,7 @@ class FaceBatch:
         landmark_confidence: (B, 68) in [0, 1].
         face_score: (B,) how sure the restorer is that the input shows a face at all, in [0, 1].
         unedited: (B,) bool, True where an edit was asked for and no part of a face was found that it may act on.
+        likeness: (B,) cosine between descriptors of the face before and after an edit, the least of several edits.
         heatmaps: (B, 68, r, r) landmark heatmaps, each summing to 1.
         parsing: (B, 19, r, r) class probabilities in CelebAMask-HQ order.
         occlusion: (B, 1, H, W) the occluder found; 1 = covered.
@@ -51,6 +52,7 @@ class FaceBatch:
     landmark_confidence: Tensor | None = None
     face_score: Tensor | None = None
     unedited: Tensor | None = None
+    likeness: Tensor | None = None
     heatmaps: Tensor | None = None
     parsing: Tensor | None = None
     occlusion: Tensor | None = None

@@ -20,6 +20,7 @@ from stages.face_frame import FaceFrame, find_frame, look
 from stages.luma import luma
 from stages.networks.coogan import PATCH_ALIGN, CooganNet, GlobalEdit, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
+from stages.networks.identity import IdentityNet
 from stages.tiling import Axis
 from stages.weights import load_network, read_card
 
@@ -35,6 +36,7 @@ class CooganConfig(StageConfig):
     attributes: dict[str, float]
     weights: str = "coogan_768"  # name of a card in weights/
     parser: str = "face_parser"  # card of the network that says where the parts of the face are
+    identity: str = "identity"  # card of the network that says how near the edited person stays to the one before
     patch: int = Field(default=512, ge=64, le=8192, multiple_of=PATCH_ALIGN)  # px; bounds the memory
     overlap: int = Field(default=64, ge=16, le=512)  # px, shared by neighbouring patches
 
@@ -89,6 +91,7 @@ class EditPlan:
         edit: the global path's answer. wanted: (1, A) differences asked of the network.
         region: (1, 1, 128, 128) in [0, 1], where the edit may act. source: predicted attributes by name.
         unedited: a change is asked for, and nowhere is there a part of a face that it may act on.
+        likeness: cosine between the descriptors of the face before and after the edit, both at 128 px.
     """
 
     frame: FaceFrame
@@ -98,6 +101,7 @@ class EditPlan:
     region: Tensor
     source: dict[str, float]
     unedited: bool
+    likeness: float
 
 
 class Block(NamedTuple):
@@ -122,13 +126,19 @@ class CooganEditor:
     """Edits pictures of any size, patch by patch; never holds more of one than a patch and a narrow band of rows."""
 
     def __init__(
-        self, network: CooganNet, parser: FaceParser, attributes: dict[str, float], patch: int, overlap: int
+        self,
+        network: CooganNet,
+        parser: FaceParser,
+        identity: IdentityNet,
+        attributes: dict[str, float],
+        patch: int,
+        overlap: int,
     ) -> None:
         """Raises `ValueError` for an attribute that the network has not learned."""
         check_attributes(attributes)
         if said := unlearned(attributes, network.attributes):
             raise ValueError(said)
-        self.network, self.parser, self.attributes = network, parser, attributes
+        self.network, self.parser, self.identity, self.attributes = network, parser, identity, attributes
         self.patch, self.overlap = patch, overlap
         self.device = next(network.parameters()).device
 
@@ -161,7 +171,14 @@ class CooganEditor:
             region=region,
             source={n: round(float(v), 3) for n, v in zip(names, found, strict=True)},
             unedited=any(self.attributes.values()) and not bool(region.any()),
+            likeness=self._likeness(face, (face + edit.change * region).clamp(0, 1)),
         )
+
+    def _likeness(self, before: Tensor, after: Tensor) -> float:
+        """Cosine between the descriptors of two faces (1, 3, 128, 128)."""
+        both = torch.cat([before, after]).to(next(self.identity.parameters()).dtype)
+        descriptors = self.identity(both.contiguous(memory_format=torch.channels_last))
+        return float(F.cosine_similarity(descriptors[:1], descriptors[1:]))
 
     def _reduced(self, source: RowSource) -> tuple[np.ndarray, np.ndarray]:
         """The picture area-averaged to at most `THUMB_PX`, (h, w, 3) float32, and its scale (x, y)."""
@@ -293,37 +310,42 @@ class Coogan(Stage[CooganConfig]):
     from 64 px on.
     Where an earlier stage wrote `landmarks`, the face is where they say; else it is found, and `face_score` tells
     whether there is one: the chain's verdict says how sure that has to be. Writes `uncertainty`: changed pixels are
-    invented; and `unedited`. Where `lr_consistency_db` was written, it is measured anew: an edited face need not agree
-    with the evidence.
+    invented; `unedited`; and `likeness`, how near the person stays. Where `lr_consistency_db` was written, it is
+    measured anew: an edited face need not agree with the evidence.
     Method: Chen et al., CooGAN, ECCV 2020; see `stages.networks.coogan` for what differs.
     """
 
     Config = CooganConfig
     reads: ClassVar[frozenset[str]] = frozenset({"image"})
     writes: ClassVar[frozenset[str]] = frozenset(
-        {"image", "uncertainty", "face_score", "unedited", "lr_consistency_db", "notes"}
+        {"image", "uncertainty", "face_score", "unedited", "likeness", "lr_consistency_db", "notes"}
     )
     one_by_one: ClassVar[bool] = True
     least_px: ClassVar[int] = 64
     training: ClassVar[Mapping[str, str]] = {
         "weights": "configs/train/coogan.yaml",
         "parser": "configs/train/face_parser.yaml",
+        "identity": "configs/train/identity.yaml",
     }
 
     def __init__(self, config: CooganConfig, device: torch.device, precision: Precision) -> None:
         super().__init__(config, device, precision)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        network, parser = load_network(config.weights, device, dtype), load_network(config.parser, device, dtype)
+        network, parser, identity = (
+            load_network(name, device, dtype) for name in (config.weights, config.parser, config.identity)
+        )
         if not isinstance(network, CooganNet):
             raise TypeError(f"coogan: {config.weights} holds a {type(network).__name__}, not an editor")
         if not isinstance(parser, FaceParser):
             raise TypeError(f"coogan: {config.parser} holds a {type(parser).__name__}, not a face parser")
-        self.editor = CooganEditor(network, parser, config.attributes, config.patch, config.overlap)
+        if not isinstance(identity, IdentityNet):
+            raise TypeError(f"coogan: {config.identity} holds a {type(identity).__name__}, no descriptor of faces")
+        self.editor = CooganEditor(network, parser, identity, config.attributes, config.patch, config.overlap)
 
     @classmethod
     def cards(cls, config: StageConfig) -> dict[str, str]:
         assert isinstance(config, CooganConfig)
-        return {"weights": config.weights, "parser": config.parser}
+        return {"weights": config.weights, "parser": config.parser, "identity": config.identity}
 
     @classmethod
     def beyond_weights(cls, config: StageConfig) -> str | None:
@@ -335,18 +357,21 @@ class Coogan(Stage[CooganConfig]):
         """The same stage, with the same networks, for other attributes. Raises `ValueError` as the first."""
         other, editor = copy(self), self.editor
         other.config = CooganConfig.model_validate(self.config.model_dump() | {"attributes": attributes})
-        other.editor = CooganEditor(editor.network, editor.parser, attributes, editor.patch, editor.overlap)
+        other.editor = CooganEditor(
+            editor.network, editor.parser, editor.identity, attributes, editor.patch, editor.overlap
+        )
         return other
 
     @torch.inference_mode()
     def __call__(self, batch: FaceBatch) -> FaceBatch:
-        images, invented, scores, left_alone, notes = [], [], [], [], []
+        images, invented, scores, left_alone, likenesses, notes = [], [], [], [], [], []
         for i, image in enumerate(batch.image):
             source = TensorRows(image)
             points = None if batch.landmarks is None else batch.landmarks[i].cpu().double().numpy()
             plan = self.editor.plan(source, points)
             scores.append(plan.frame.score)
             left_alone.append(plan.unedited)
+            likenesses.append(plan.likeness)
             notes.append(batch.notes[i] | {"edit": self.note(plan)})
             images.append(image.float().clone())
             invented.append(torch.zeros_like(images[-1][:1]))
@@ -356,11 +381,13 @@ class Coogan(Stage[CooganConfig]):
         image = torch.where(batch.grey.view(-1, 1, 1, 1), luma(image), image)
         score = torch.tensor(scores, device=image.device)
         unedited = torch.tensor(left_alone, device=image.device)
+        likeness = torch.tensor(likenesses, device=image.device)
         changes: dict[str, Any] = {
             "image": image,
             "uncertainty": added if batch.uncertainty is None else torch.maximum(batch.uncertainty, added),
             "face_score": score if batch.face_score is None else torch.minimum(batch.face_score, score),
             "unedited": unedited if batch.unedited is None else batch.unedited | unedited,
+            "likeness": likeness if batch.likeness is None else torch.minimum(batch.likeness, likeness),
             "notes": tuple(notes),
         }
         if batch.lr_consistency_db is not None:
@@ -372,6 +399,7 @@ class Coogan(Stage[CooganConfig]):
         return batch.replace(**changes)
 
     def note(self, plan: EditPlan) -> dict[str, Any]:
-        """What the journal keeps of an edit: what was asked for, and how the face was read before it."""
+        """What the journal keeps of an edit: what was asked for, how the face was read before it, how near it stays."""
         asked = {n: float(s) for n, s in self.config.attributes.items()}
-        return {"attributes": asked, "before": {n: plan.source[n] for n in asked}}
+        before = {n: plan.source[n] for n in asked}
+        return {"attributes": asked, "before": before, "likeness": round(plan.likeness, 3)}

@@ -24,6 +24,7 @@ from stages import face_frame
 from stages.face_frame import PART_CENTRES
 from stages.networks.coogan import CooganNet
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
+from stages.networks.identity import IdentityNet
 from stages.weights import WEIGHTS_ENV, load_network, save_weights
 from tests.pipeline.test_evidence import credentials
 
@@ -63,6 +64,8 @@ def editor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     save_weights("coogan_768", network, CARD | {"architecture": "coogan", "arguments": NETWORK}, torch.float32)
     parser = {"architecture": "face_parser", "arguments": {"width": 8, "depth": 1}}
     save_weights("face_parser", FaceParser(8, 1), CARD | parser, torch.float32)
+    identity = {"architecture": "identity", "arguments": {"width": 8, "blocks": 1}}
+    save_weights("identity", IdentityNet(8, 1), CARD | identity, torch.float32)
 
     def load(name: str, device: torch.device, dtype: torch.dtype) -> nn.Module:
         loaded.append(name)
@@ -136,6 +139,23 @@ def test_what_the_chain_takes_for_a_face_is_edited(
     record = records(tmp_path / "out")[name]
     assert record["status"] == "ok" and 0.1 < record["face_score"] < 0.25
     assert not np.array_equal(pixels(tmp_path / "out" / record["output"]), pixels(faces / name))
+
+
+@pytest.mark.parametrize("name", ["small.png", "large.png"])
+def test_an_edit_that_leaves_another_person_is_for_review(
+    editor: list[str], faces: Path, tmp_path: Path, name: str
+) -> None:
+    seen = {}
+    for strength, bound in (("1", -1), ("1", 1), ("0", 0.999)):
+        out = tmp_path / f"{strength}_{bound}"
+        asked = ("--set-attribute", f"smiling={strength}", f"--set=verdict.min_likeness={bound}")
+        assert run(faces / name, out, *asked) == 0
+        seen[strength, bound] = records(out)[name]
+    kept, refused, unchanged = (seen[key] for key in seen)
+    assert kept["status"] == "ok" and refused["status"] == "review" and unchanged["status"] == "ok"
+    assert "no longer the same person" in refused["reason"]
+    assert kept["notes"]["edit"]["likeness"] <= unchanged["notes"]["edit"]["likeness"] == 1
+    assert np.array_equal(*(pixels(tmp_path / f"1_{bound}" / refused["output"]) for bound in (-1, 1)))
 
 
 @pytest.mark.parametrize("side", [128, 440])
@@ -382,7 +402,7 @@ def test_a_sheet_loads_the_weights_once(editor: list[str], faces: Path) -> None:
     images = [faces / "small.png", faces / "nobody.png"]
     sheet = contact_sheet(images, ["age", "smiling"], [-1, 0.5, 1], device="cpu", precision="fp32")
     assert sheet.shape == (4 * 256, 3 * 256, 3)
-    assert editor == ["coogan_768", "face_parser"]
+    assert editor == ["coogan_768", "face_parser", "identity"]
     assert (sheet[512:] == 128).all() and not np.array_equal(sheet[:256, 512:], sheet[256:512, 512:])
 
 

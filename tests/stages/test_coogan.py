@@ -17,6 +17,7 @@ from stages.coogan import BAND_ROWS, Coogan, CooganConfig, CooganEditor, TensorR
 from stages.face_frame import PART_CENTRES, FaceFrame, find_frame, frame_of, look
 from stages.networks.coogan import CooganNet, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
+from stages.networks.identity import IdentityNet
 from stages.networks.transfer_unit import LightUnit, StganUnit
 from stages.weights import WEIGHTS_ENV, load_network, save_weights
 
@@ -70,6 +71,8 @@ def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     save_weights("tiny", shaken(CooganNet(**TINY)), CARD | net, torch.float32)
     parser = {"architecture": "face_parser", "arguments": {"width": 8, "depth": 1}}
     save_weights("face_parser", FaceParser(8, 1), CARD | parser, torch.float32)
+    identity = {"architecture": "identity", "arguments": {"width": 8, "blocks": 1}}
+    save_weights("identity", IdentityNet(8, 1), CARD | identity, torch.float32)
     return tmp_path / "weights"
 
 
@@ -142,7 +145,9 @@ def test_a_gain_says_how_far_an_attribute_is_taken(weights: Path) -> None:
     source = TensorRows(faces(1, 128, 128).image[0])
     plans = []
     for network.gains in ({}, {"age": 0.5}):
-        plans.append(CooganEditor(network, FixedParser(), {"age": 1.0, "smiling": 1.0}, 128, 32).plan(source))
+        plans.append(
+            CooganEditor(network, FixedParser(), IdentityNet(8, 1), {"age": 1.0, "smiling": 1.0}, 128, 32).plan(source)
+        )
     plain, gained = (plan.wanted[0] for plan in plans)
     age = network.attributes.index("age")
     torch.testing.assert_close(gained[age], plain[age] / 2)
@@ -310,7 +315,7 @@ def test_little_is_read_at_a_time_and_nothing_that_was_given_out(weights: Path) 
 
     network = load_network("tiny", CPU)
     assert isinstance(network, CooganNet)
-    editor = CooganEditor(network, FixedParser(), {"age": 1.0}, 128, 32)
+    editor = CooganEditor(network, FixedParser(), IdentityNet(8, 1), {"age": 1.0}, 128, 32)
     picture = faces(1, 700, 300).image[0]
     source, overwritten = Watched(picture), TensorRows(picture.clone())
     plan = editor.plan(source)
