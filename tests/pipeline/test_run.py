@@ -262,6 +262,7 @@ def test_a_name_of_255_bytes_and_one_that_is_no_unicode_are_restored(
     assert len(tree(out)) == 2 and (out / "_run" / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("masked")
 def test_an_output_inside_the_input_is_not_read_again(folder: Path, restore: Callable[..., int]) -> None:
     for _ in range(2):
         assert restore(folder, folder, workers=1) == 0
