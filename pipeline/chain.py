@@ -146,7 +146,7 @@ class Chain:
     @property
     def accepts_px(self) -> tuple[int, int] | None:
         """Smallest and largest side of the square face crops the chain takes; None = any picture."""
-        return None if self.opening or not self.stages else self.stages[0][2].accepts_px
+        return None if self.opening or not self.stages else self.stages[0][2].crops_px(self.stages[0][2].config)
 
     @property
     def least_px(self) -> int:
@@ -171,7 +171,7 @@ class Chain:
                 before = batch
                 try:
                     height, width = before.image.shape[-2:]
-                    check_size(width, height, Limits(width * height, stage.accepts_px, stage.least_px))
+                    check_size(width, height, Limits(width * height, stage.crops_px(stage.config), stage.least_px))
                     # Plain resampling and stages that see one face at a time need no lots of one size; a large picture
                     # would be paid many times over.
                     lots = stage.generative and not stage.one_by_one

@@ -304,11 +304,12 @@ def _order_problems(entries: Sequence[tuple[int, StageEntry]], origin: str) -> l
                 + cure
             )
         there |= stage.writes
-        taken = stage.accepts_px or (stage.least_px, math.inf)
+        crops = stage.crops_px(entry.config)
+        taken = crops or (stage.least_px, math.inf)
         common = max(sides[0], taken[0]), min(sides[1], taken[1])
         # One size alone, out of many, would pass "64 or more" on to "64 or less": no order that anybody wants.
         if common[0] > common[1] or (common[0] == common[1] and sides[0] < sides[1]):
-            kind = "pictures" if stage.accepts_px is None else "face crops"
+            kind = "pictures" if crops is None else "face crops"
             problems.append(
                 f"{where}: takes {kind} of {_px(taken)} a side, and would get {_px(sides)} from {giver}; "
                 'put a stage "resample" between them, or change the order'

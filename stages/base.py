@@ -83,6 +83,11 @@ class Step(ABC, Generic[ConfigT]):
         return None
 
     @classmethod
+    def crops_px(cls, config: StageConfig) -> tuple[int, int] | None:
+        """`accepts_px`, as far as the options narrow it."""
+        return cls.accepts_px
+
+    @classmethod
     def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:
         """Sides of the pictures it makes of pictures with `sides`, as far as the options tell: the same, unless a stage
         says otherwise."""

@@ -21,6 +21,7 @@ from stages.tiling import tiled
 from stages.weights import load_network
 
 _SALT = 0x6EA10  # keeps the grain apart from what other stages draw with the same seed
+SIDES_PX = (64, 2048)  # of the faces that are taken
 OVERLAP_PX, MARGIN_PX = 32, 4  # of tiles, input pixels; the network's own border shows in its outer pixels most
 
 
@@ -30,7 +31,7 @@ class UpscaleConfig(StageConfig):
     weights: str = "upscale_768"  # name of a card in weights/
     # A checkpoint file for spandrel, relative to the YAML, or "realesrgan": takes the place of `weights`.
     model: str | None = Field(default=None, min_length=1)
-    size: int = Field(default=768, ge=64, le=8192)  # px, side of the output; 512 and 768 cost no resampling from 128
+    size: int = Field(default=768, gt=64, le=8192)  # px, side of the output; 512 and 768 cost no resampling from 128
     fidelity: float = Field(default=0.5, ge=0, le=1)  # 1: distortion-optimal; 0: sharpest; without effect on a `model`
     # Standard deviation of film grain at fidelity 0, of [0, 1]; none at fidelity 1, nor on top of a `model`.
     grain: float = Field(default=0.016, ge=0, le=0.1)
@@ -66,7 +67,13 @@ class Upscale(Stage[UpscaleConfig]):
     carries: ClassVar[frozenset[str]] = frozenset({"landmarks", "occlusion", "to_source"})
     training: ClassVar[Mapping[str, str]] = {"weights": "configs/train/upscale.yaml"}
     one_by_one: ClassVar[bool] = True
-    accepts_px: ClassVar[tuple[int, int] | None] = (64, 2048)
+    accepts_px: ClassVar[tuple[int, int] | None] = SIDES_PX
+
+    @classmethod
+    def crops_px(cls, config: StageConfig) -> tuple[int, int]:
+        assert isinstance(config, UpscaleConfig)
+        least, most = SIDES_PX
+        return max(least, -(-config.size // max(SCALES))), min(most, config.size - 1)
 
     @classmethod
     def makes_px(cls, config: StageConfig, sides: Sides) -> Sides:

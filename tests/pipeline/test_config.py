@@ -140,6 +140,11 @@ def test_a_stage_that_reads_what_nobody_wrote_is_refused(monkeypatch: pytest.Mon
         ([{"stage": "resample", "size": 128}, {"stage": "prouigan"}], "takes face crops of 12 to 64 px"),
         ([{"stage": "prouigan"}, {"stage": "prouigan"}], r"would get 128 px from stages\[0\] \(prouigan\)"),
         ([{"stage": "resample", "size": 32}, {"stage": "upscale"}], "would get 32 px"),
+        (
+            [{"stage": "prouigan"}, {"stage": "upscale", "size": 1024}],
+            "takes face crops of 171 to 1023 px a side.* 128 px",
+        ),
+        ([{"stage": "resample", "size": 512}, {"stage": "upscale", "size": 512}], "takes face crops of 86 to 511 px"),
         ([{"stage": "resample", "size": 48}, EDIT], r"'coogan': takes pictures of 64 px or more a side.* 48 px"),
         ([{"stage": "degrade"}, EDIT], "would get 16 px"),
         ([{"stage": "detect", "size": 16, "backend": "boxes"}, EDIT], "would get 16 px"),
