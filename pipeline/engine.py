@@ -224,6 +224,7 @@ def prepare(request: Request) -> Prepared:
         boxes=None if request.boxes is None else str(request.boxes),
         marking=config.marking,
         signing=config.signing,
+        resume=request.resume,
     )
     return Prepared(request, config, weights, restorer, plan, job, time.perf_counter() - started)
 
@@ -401,7 +402,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
             for task in prepared.plan:
                 if stop.asked():
                     return
-                yield task, _prior(journal, task.name) if request.resume else None
+                yield task, _prior(journal, task.name)
 
         outcomes, pool = _outcomes(prepared, pairs, lock, stop)
         progress = Progress(len(prepared.plan), request.folder)
@@ -412,7 +413,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
                     journal.append(outcome.record)
                     tally.made += not (outcome.ends and prepared.config.takes_frames)
                 else:
-                    tally.kept += 1
+                    tally.kept += outcome.status != "skipped"
                 tally.spent = [a + b for a, b in zip(tally.spent, outcome.spent, strict=True)]
                 if not outcome.ends:
                     continue
@@ -431,6 +432,7 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
         tally.inputs, tally.interrupted = progress.counts, stop.asked() and not request.fail_fast
         journal.compact(prepared.plan.name_hashes)
         record = run_record(prepared, begun, tally) | {
+            "earlier_input_roots": _earlier_roots(output, prepared.plan.roots),
             "journal_sha256": journal_sha256(journal.path), "boxes_without_input": unused_boxes,
         }  # fmt: skip
         output.write("_run/run.json", json.dumps(record, indent=1).encode() + b"\n")
@@ -439,8 +441,19 @@ def _work(prepared: Prepared, output: OutputFolder, journal: Journal, lock: Outp
     print(f"{request.folder}: {progress.state()}; report: {place}", file=sys.stderr, flush=True)
     left = record["not_reached"]
     if left:
-        print(f"{left} of {len(prepared.plan)} inputs not reached; the same command goes on from here", file=sys.stderr)
+        command = "the same command" if request.resume else "the same command without --no-resume"
+        print(f"{left} of {len(prepared.plan)} inputs not reached; {command} goes on from here", file=sys.stderr)
     return SOME_FAILED if left or FAILURES & progress.counts.keys() else DONE
+
+
+def _earlier_roots(output: OutputFolder, roots: list[str]) -> list[str]:
+    """Folders that the lines of earlier runs into this output are relative to, the latest first."""
+    try:
+        run = json.loads(output.read("_run/run.json") or b"{}")
+        known = [*run.get("input_roots", []), *run.get("earlier_input_roots", [])]
+    except (ValueError, AttributeError, TypeError):  # damaged: it tells nothing
+        return []
+    return [root for root in dict.fromkeys(known) if isinstance(root, str) and root not in roots]
 
 
 def run(request: Request, dry_run: bool = False) -> int:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -42,7 +43,8 @@ def _key(name: int, face: int | None) -> int:
 
 
 class Journal:
-    """Append-only records with an index of 24 bytes per line. A torn last line, left by a killed run, is dropped."""
+    """Append-only records with an index of 24 bytes per line. A torn last line, left by a killed run, is dropped with a
+    word on stderr."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -68,6 +70,10 @@ class Journal:
         for line in self._file:
             if not line.endswith(b"\n"):
                 self._file.truncate(offset)
+                print(
+                    f"{self.path}: the last line was cut off, by a kill or a power cut; its input is done again",
+                    file=sys.stderr,
+                )
                 break
             if match := _FIRST_FIELDS.match(line):
                 self._note(name_hash(json.loads(match[1])), None if match[2] is None else int(match[2]), offset)

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import itertools
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _TEMPORARY = ".revisage-"  # start of the names of files being written
@@ -55,38 +56,52 @@ class OutputFolder:
         Raises:
             OutputLostError: the disk is full or read-only; the run cannot go on.
             OutputError: the path leads out of the root.
-            OSError: this one file cannot be written.
+            OSError: this one file cannot be written; `filename` is its own, or that of the folder it should lie in.
         """
-        target = self.path(relative)
-        temporary = target.with_name(f"{_TEMPORARY}{os.getpid()}-{next(self._counter)}")
+        temporary = self.reserve(relative)
         try:
-            self._prepare(target.parent)
-            try:
-                temporary.write_bytes(data)
-                os.replace(temporary, target)
-            except BaseException:
+            temporary.write_bytes(data)
+            self.settle(temporary, relative)
+        except BaseException as error:
+            with suppress(OSError):
                 temporary.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            raise_if_lost(error, target)
+            if isinstance(error, OSError):
+                raise self._told(error, self.path(relative)) from error
             raise
 
     def reserve(self, relative: str) -> Path:
         """Where to write a file in parts that `settle` then puts in its place. Raises as `write`."""
         target = self.path(relative)
-        self._prepare(target.parent)
+        try:
+            self._prepare(target.parent)
+        except OSError as error:
+            raise self._told(error, Path(error.filename or target.parent)) from error
         return target.with_name(f"{_TEMPORARY}{os.getpid()}-{next(self._counter)}")
 
     def settle(self, temporary: Path, relative: str) -> None:
-        """Put a finished file of `reserve` in its place."""
-        os.replace(temporary, self.path(relative))
+        """Put a finished file of `reserve` in its place. Raises as `write`."""
+        target = self.path(relative)
+        try:
+            os.replace(temporary, target)
+        except OSError as error:
+            raise self._told(error, target) from error
 
     def remove(self, relative: str) -> None:
-        """Remove a file where it exists."""
+        """Remove a file where it exists; a folder in its place is not ours and stays. Raises as `write`."""
+        target = self.path(relative)
         try:
-            self.path(relative).unlink(missing_ok=True)
+            if not target.is_dir():
+                target.unlink(missing_ok=True)
         except NotADirectoryError:
             return
+        except OSError as error:
+            raise self._told(error, target) from error
+
+    @staticmethod
+    def _told(error: OSError, target: Path) -> OSError:
+        """The same error with the name that a user knows. Raises `OutputLostError` where it ends the whole run."""
+        raise_if_lost(error, target)
+        return OSError(error.errno, error.strerror or str(error), str(target))
 
     def read(self, relative: str) -> bytes | None:
         """The content of a file, None where it cannot be read."""

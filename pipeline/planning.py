@@ -141,6 +141,8 @@ class InputSet:
 
     def _remote_tasks(self, given: str) -> Iterator[Task]:
         """Pictures of an object store without what the run itself wrote; videos there are refused."""
+        if given.rstrip("/") == self.remote:
+            raise InputError(f"{given}: the output folder is the input folder; choose another one")
         for name, url in list_url(given):
             ending = os.path.splitext(name)[1].lower()
             if ending not in self.endings or name.rpartition("/")[2].startswith("._"):
@@ -170,6 +172,8 @@ class InputSet:
     def _expand(self, given: str, own: set[str]) -> Iterator[Task]:
         path, root = Path(os.path.abspath(given)), self._root(given)
         if path.is_dir():
+            if os.path.realpath(path) == os.path.realpath(self.output):
+                raise InputError(f"{given}: the output folder is the input folder; choose another one")
             self._refuse_own(given, path, own)
             yield from self._walk(path, own)
         elif path.suffix.lower() == ".txt" and path.is_file():
@@ -268,10 +272,17 @@ class Plan:
             raise InputError(f"--mask {inputs.mask}: no such file or folder")
         self.roots = inputs.roots()
         self._file = tempfile.TemporaryFile(prefix="revisage-plan-")
-        self.name_hashes, targets, parents, unmasked = array("Q"), array("Q"), array("Q"), 0
+        places, last, real = array("Q"), "", ""
         for task in inputs.tasks():
             row = [task.name, task.source, task.target, task.mask, task.refused]
             self._file.write(json.dumps(row).encode() + b"\n")
+            folder, file = ("", task.source) if is_url(task.source) else os.path.split(task.source)
+            if folder != last:
+                last, real = folder, os.path.realpath(folder) if folder else ""
+            places.append(name_hash(f"{real}/{file}"))  # a linked file lies where its link does
+        self._drop_repeated(places)
+        self.name_hashes, targets, parents, unmasked = array("Q"), array("Q"), array("Q"), 0
+        for task in self:
             self.name_hashes.append(name_hash(task.name))
             targets.append(name_hash(self._folded(task.target)))
             if inputs.videos and (parent := self._face_of(task.target)) is not None:
@@ -293,6 +304,18 @@ class Plan:
         self._file.seek(0)
         for line in self._file:
             yield Task(*json.loads(line))
+
+    def _drop_repeated(self, places: Sequence[int]) -> None:
+        """Keep the first of the tasks of one file; `places`: of all tasks, in order."""
+        _, first = np.unique(np.asarray(places, np.uint64), return_index=True)
+        if repeated := len(places) - len(first):
+            kept, whole = np.zeros(len(places), bool), self._file
+            kept[first] = True
+            self._file = tempfile.TemporaryFile(prefix="revisage-plan-")
+            whole.seek(0)
+            self._file.writelines(line for line, stays in zip(whole, kept, strict=True) if stays)
+            whole.close()
+            print(f"{repeated} inputs were named more than once, and are taken once each", file=sys.stderr)
 
     @staticmethod
     def _folded(target: str) -> str:

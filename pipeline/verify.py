@@ -69,7 +69,8 @@ def _signature_problems(png: bytes, record: dict[str, Any]) -> Iterator[str]:
 
 
 def _find_input(record: dict[str, Any], roots: Sequence[str], problems: list[str]) -> str | None:
-    """The file of a record's input, if it is still there unchanged; if only another lies there, that is a problem."""
+    """The file of a record's input, if it is still there unchanged; if only another lies there, that is a problem.
+    Where none lies there, that is printed."""
     others = []
     for root in roots:
         path = os.path.join(root, record["input"])
@@ -80,6 +81,8 @@ def _find_input(record: dict[str, Any], roots: Sequence[str], problems: list[str
             continue
         others.append(f"{path} has the SHA-256 {digest}, the journal says {record['input_sha256']}")
     problems += others
+    if not others:
+        print(f"{record['input']}: the input is not there any more")
     return None
 
 
@@ -171,7 +174,8 @@ class _Again:
 
 
 def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) -> int:
-    """Check a run; prints what is wrong and a summary. Returns 0 where all agrees, else 1, 4 for an empty journal.
+    """Check a run; prints what is wrong and a summary. Returns 0 where all agrees, else 1, also where no
+    input is there any more; 4 for an empty journal.
 
     Args:
         output: the output folder of a run.
@@ -197,7 +201,7 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
         config.digest(), weights, boxes, marking,
     )  # fmt: skip
     again = _Again(restorer, job, InputSet((), output, Path(request["mask"]) if request["mask"] else None))
-    roots, folder = [*inputs, *run["input_roots"]], OutputFolder(output)
+    roots, folder = [*inputs, *run["input_roots"], *run.get("earlier_input_roots", [])], OutputFolder(output)
     checked = remade = absent = earlier = 0
     if run["versions"]["code_sha256"] != code_sha256():
         print("note: the code is not that of the run; what is made again is made with this one")
@@ -230,6 +234,9 @@ def verify(output: Path, sample: int | None = None, inputs: Sequence[str] = ()) 
     for problem in _unknown_files(output, job.folder, known) if sample is None else ():
         print(problem)
         problems.append(problem)
+    if absent and not remade + earlier:
+        problems.append("none of the inputs is there any more, so no output was made again; name their folder with -i")
+        print(problems[-1])
     print(
         f"{checked} records checked, {remade} made again, {absent} inputs no longer there as they were, "
         + (f"{earlier} of an earlier run with another chain and not made again, " if earlier else "")

@@ -83,6 +83,7 @@ class Job:
         marking: what is written beside the pictures: copies with the standing words burnt in, records.
         signing: certificate and key for the manifests in the pictures.
         bands: edit large pictures in bands of rows where that can be done.
+        resume: earlier results stand where they are proven; else they only tell what to remove.
     """
 
     output: str
@@ -96,6 +97,7 @@ class Job:
     marking: MarkingConfig = field(default_factory=MarkingConfig)
     signing: SigningConfig | None = None
     bands: bool = True
+    resume: bool = True
 
     @property
     def marks_files(self) -> bool:
@@ -391,9 +393,9 @@ class Worker:
             return self._write(task, prior, failure(task.name, error, digest, time.perf_counter() - started), "", 0.0)
         except OSError as error:
             for kind in made:
-                self.output.remove(paths[kind])
+                self._removed(paths[kind])
             raise_if_lost(error, self.output.path(paths["image"]))
-            raise ImageError("failed", f"cannot be written: {error.strerror or error}") from error
+            raise ImageError("failed", f"cannot be written: {_said(error)}") from error
         finally:
             for path in files.values():
                 path.unlink(missing_ok=True)
@@ -435,7 +437,8 @@ class Worker:
 
     def _standing(self, task: Task, prior: Prior | None, key: str) -> Outcome | None:
         """The outcome of an input that needs no work: its earlier result stands, or its existing file is to be left."""
-        if prior is not None and prior.get("key") == key and prior["status"] in ("ok", "review", "no_face"):
+        stands = self.job.resume and prior is not None and prior.get("key") == key
+        if stands and prior is not None and prior["status"] in ("ok", "review", "no_face"):
             faces = prior.get("faces") or []
             if self._proven(prior, task.target, key) and all(
                 face is not None and self._proven(face, face_target(task.target, index), key)
@@ -514,12 +517,16 @@ class Worker:
             for kind, data in files.items():
                 self.output.write(paths[kind], data)
         except (OSError, ImageError) as error:
-            reason = getattr(error, "strerror", None) or error
-            result = failure(task.name, ImageError("failed", f"cannot be written: {reason}"), result.input_sha256)
+            result = failure(task.name, ImageError("failed", f"cannot be written: {_said(error)}"), result.input_sha256)
             files, plain = {}, {}
         encoding = time.perf_counter() - started
         hashes = (written if files else {}) | dict(made)
-        self._remove_old(target, hashes, _hashes(_known(prior, task.target).get(target)), written)
+        stuck = self._remove_old(target, hashes, _hashes(_known(prior, task.target).get(target)), written)
+        if stuck is not None and hashes:  # a result beside what is left of another would be half of each
+            for kind in hashes:
+                self._removed(paths[kind])
+            result = failure(task.name, ImageError("failed", stuck), result.input_sha256)
+            files, plain, hashes = {}, {}, {}
         if origin is None and "image" not in hashes and self._spared(task):
             return Outcome(task.name, "skipped", None)
         record: dict[str, Any] = {
@@ -594,7 +601,11 @@ class Worker:
             except (ImageError, OSError) as problem:
                 status = reason = "failed"
                 error, files, plain = f"the faces cannot be put back: {problem}", {}, {}
-        self._clear(owner, files, written)
+        if (stuck := self._clear(owner, files, written)) is not None:
+            for kind in files:
+                self._removed(paths[kind])
+            status = reason = "failed"
+            error, files, plain = error or stuck, {}, {}
         if owner.error is not None and not owner.found and self._spared(task):
             return Outcome(task.name, "skipped", None)
         owner.spent[2] += time.perf_counter() - started
@@ -641,38 +652,50 @@ class Worker:
         files = render(frame, self.restorer, self.job)
         return files, self._sign(files, owner.task, frame)
 
-    def _remove_old(self, target: str, kept: Collection[str], *ours: Mapping[str, str]) -> None:
+    def _removed(self, path: str) -> str | None:
+        """Remove a file; what to say where that cannot be done."""
+        try:
+            self.output.remove(path)
+        except OSError as error:
+            return f"cannot be removed: {_said(error)}"
+        return None
+
+    def _remove_old(self, target: str, kept: Collection[str], *ours: Mapping[str, str]) -> str | None:
         """Remove what lies under a target, but for the kinds `kept`: what the hashes `ours` prove to be ours, those of
         an earlier record and of what was not written to the end; and, where outputs are to be overwritten, any picture
-        that could pass for one."""
+        that could pass for one. Returns what to say of a file that cannot be removed."""
+        stuck = None
         for kind, path in product_paths(self.job.folder, target).items():
             proofs = {hashes[kind] for hashes in ours if kind in hashes}
             if kind not in kept and (
                 (self.job.on_exists == "overwrite" and kind in ("image", "uncertainty", "occlusion"))
                 or (proofs and (data := self.output.read(path)) is not None and sha256(data) in proofs)
             ):
-                self.output.remove(path)
+                stuck = self._removed(path) or stuck
+        return stuck
 
     def _spared(self, task: Task) -> bool:
         """Whether an output is there that no record accounts for and that must not be overwritten."""
         return self.job.on_exists != "overwrite" and bool(self._existing(task))
 
-    def _clear(self, owner: _Open, files: Collection[str], written: Mapping[str, str]) -> None:
-        """Remove what earlier runs left of an input that it does not have any more; it has the kinds `files` itself."""
+    def _clear(self, owner: _Open, files: Collection[str], written: Mapping[str, str]) -> str | None:
+        """Remove what earlier runs left of an input that it does not have any more; it has the kinds `files` itself.
+        Returns what to say of a file that cannot be removed."""
         target = owner.task.target
         known = _known(owner.prior, target)
-        self._remove_old(target, files, _hashes(known.get(target)), written)
+        stuck = self._remove_old(target, files, _hashes(known.get(target)), written)
         kept = {face_target(target, index) for index in range(owner.found)}
         if self.job.on_exists != "overwrite":
             for old in known.keys() - kept - {target}:
-                self._remove_old(old, (), _hashes(known[old]))
-            return
+                stuck = self._remove_old(old, (), _hashes(known[old])) or stuck
+            return stuck
         for path in product_paths(self.job.folder, target).values():
             folder = os.path.splitext(path)[0]
             for name in self.output.names(folder):
                 stem, ending = os.path.splitext(name)
                 if FACE_NAME.fullmatch(stem) and ending in ENDINGS and f"{target}/{stem}" not in kept:
-                    self.output.remove(f"{folder}/{name}")
+                    stuck = self._removed(f"{folder}/{name}") or stuck
+        return stuck
 
     def record_failure(self, task: Task, prior: Prior | None, result: Result) -> Outcome:
         """The outcome of a task that failed elsewhere."""
@@ -843,6 +866,13 @@ def _known(prior: Prior | None, target: str) -> dict[str, Prior]:
 def in_hand(batch_size: int) -> int:
     """The most tasks a worker can hold before it must give an outcome: what its feeder has to allow for."""
     return (WAITING_BATCHES + 5) * batch_size
+
+
+def _said(error: Exception) -> str:
+    """What went wrong with a file, and with which."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _size_of(path: str) -> int:

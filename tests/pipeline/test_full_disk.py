@@ -1,4 +1,5 @@
-"""An output that cannot be written: a typed word, no torn file, and the same tree once there is room."""
+"""An output that cannot be written: a typed word, no torn file, and the same tree once there is room. What stands in
+the way of one output costs that one only."""
 
 import errno
 import json
@@ -131,3 +132,61 @@ def test_a_second_run_into_the_same_output_is_refused_while_the_first_is_at_work
     done.set()
     process.join()
     assert restore(folder, out, workers=1) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_lies_in_the_place_of_an_output_fails_that_item_and_no_other(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], workers: int
+) -> None:
+    out = tmp_path / "out"
+    occupied, closed = out / "restored" / "face00.png", out / "restored" / "sub"
+    occupied.mkdir(parents=True)
+    closed.write_bytes(b"a file in the place of a folder")
+    assert restore(folder, out, workers=workers) == 1
+    found = records(out)
+    assert found["face00.png"]["error"] == f"cannot be written: {occupied}: Is a directory"
+    assert found["sub/face01.png"]["error"] == f"cannot be written: {closed}: File exists"
+    assert {r["status"] for n, r in found.items() if n == "face00.png" or n.startswith("sub/")} == {"failed"}
+    assert json.loads((out / "_run" / "run.json").read_text())["counts"] == {"failed": 21, "ok": 19}
+    assert len(tree(out)) == 20 and occupied.is_dir()
+
+
+def close(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody write into a folder; its mode would not keep root from it, whom tests may run as."""
+
+    def guarded(whole: Callable[..., Any]) -> Callable[..., Any]:
+        def called(path: Path, *rest: Any, **options: Any) -> Any:
+            if path.parent == folder and (rest or path.exists()):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return whole(path, *rest, **options)
+
+        return called
+
+    for name in ("write_bytes", "unlink"):
+        monkeypatch.setattr(Path, name, guarded(getattr(Path, name)))
+
+
+def test_a_folder_that_cannot_be_written_fails_what_belongs_there_and_no_other(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    restore(folder, out, workers=1)
+    close(out / "restored" / "sub", monkeypatch)
+    assert restore(folder, out, LARGE, workers=1) == 1
+    found, path = records(out), out / "restored" / "sub" / "face01.png"
+    assert found["sub/face01.png"]["error"] == f"cannot be written: {path}: Permission denied"
+    assert {n for n, r in found.items() if r["status"] == "failed"} == {n for n in found if n.startswith("sub/")}
+    assert json.loads((out / "_run" / "run.json").read_text())["counts"] == {"failed": 20, "ok": 20}
+
+
+def test_an_older_file_that_cannot_be_removed_fails_its_item(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, out = folder / "face00.png", tmp_path / "out"
+    restore(picture, out, RESAMPLE | {"marking": {"sidecar": True}}, workers=1)
+    close(out / "sidecars", monkeypatch)
+    assert restore(picture, out, LARGE, workers=1) == 1
+    record = records(out)["face00.png"]
+    assert record["status"] == "failed" and record["output"] is None
+    assert record["error"] == f"cannot be removed: {out / 'sidecars' / 'face00.json'}: Permission denied"
+    assert set(tree(out)) == {"sidecars/face00.json"}, "what was made beside it is gone again"

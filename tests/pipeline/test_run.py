@@ -132,6 +132,17 @@ def test_resume_skips_only_what_is_proven(folder: Path, tmp_path: Path, restore:
     assert json.loads((out / "_run" / "run.json").read_text())["kept_from_earlier_run"] == 37
 
 
+def test_doing_everything_again_leaves_nothing_of_the_run_before(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    picture, out = folder / "face00.png", tmp_path / "out"
+    restore(picture, out, RESAMPLE | {"marking": {"sidecar": True}}, workers=1)
+    assert "sidecars/face00.json" in tree(out)
+    assert restore(picture, out, workers=1, resume=False) == 0
+    assert set(tree(out)) == {"restored/face00.png"} and verify(out) == 0
+    assert json.loads((out / "_run" / "run.json").read_text())["kept_from_earlier_run"] == 0
+
+
 def test_another_chain_does_the_work_again(folder: Path, tmp_path: Path, restore: Callable[..., int]) -> None:
     out = tmp_path / "out"
     restore(folder, out, workers=1)
@@ -152,7 +163,7 @@ def test_an_output_whose_input_has_gone_bad_is_removed(
 
 
 def test_existing_files_are_skipped_or_refused_when_asked(
-    folder: Path, tmp_path: Path, restore: Callable[..., int]
+    folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     (out / "restored").mkdir(parents=True)
@@ -162,6 +173,11 @@ def test_existing_files_are_skipped_or_refused_when_asked(
     assert restore(folder, out, workers=1, on_exists="skip") == 0
     assert (out / "restored" / "face00.png").read_bytes() == b"mine"
     assert "face00.png" not in records(out)
+    for made, kept in ((39, 0), (0, 39)):
+        summary, said = json.loads((out / "_run" / "run.json").read_text()), capsys.readouterr().err
+        assert summary["counts"] == {"ok": 39, "skipped": 1} and "ok 39, skipped 1" in said
+        assert summary["kept_from_earlier_run"] == kept and (summary["faces_per_second"] > 0) == bool(made)
+        assert restore(folder, out, workers=1, on_exists="skip") == 0
     assert restore(folder, out, workers=1) == 0
     assert (out / "restored" / "face00.png").read_bytes() != b"mine"
     assert restore(folder, out, workers=1, on_exists="error") == 0, "its own results are no obstacle"
@@ -242,6 +258,23 @@ def test_colliding_names_are_refused_before_anything_is_written(tmp_path: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_picture_that_is_named_twice_is_taken_once(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, linked, listed = tmp_path / "out", tmp_path / "linked", folder / "list.txt"
+    linked.symlink_to(folder)
+    listed.write_text("face00.png\nface00.png\n")
+    twice = (folder / "sub" / "face01.png", folder, folder / "face00.png", linked / "face02.png", listed)
+    assert run(Request(tuple(map(str, twice)), out, RESAMPLE, workers=1)) == 0
+    assert list(records(out))[0] == "face01.png" and len(records(out)) == 40
+    assert json.loads((out / "_run" / "run.json").read_text())["inputs"] == 40
+    assert "5 inputs were named more than once, and are taken once each" in capsys.readouterr().err
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "face00.png").write_bytes((folder / "face00.png").read_bytes())
+    with pytest.raises(InputError, match="overwrite each other"):
+        run(Request((str(folder), str(tmp_path / "other")), out, RESAMPLE, workers=1))
+
+
 def test_long_names_are_cut_the_same_way_every_time() -> None:
     name = "d/" + "\U0001f3a5" * 62 + "a.jpg"  # 253 bytes
     target = target_of(name)
@@ -263,19 +296,34 @@ def test_a_name_of_255_bytes_and_one_that_is_no_unicode_are_restored(
 
 
 @pytest.mark.usefixtures("masked")
-def test_an_output_inside_the_input_is_not_read_again(folder: Path, restore: Callable[..., int]) -> None:
+@pytest.mark.parametrize("inner", ["output", "input"])
+def test_an_output_inside_the_input_or_around_it_is_not_read_again(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], inner: str
+) -> None:
+    out = folder / "out" if inner == "output" else tmp_path
     for _ in range(2):
-        assert restore(folder, folder, workers=1) == 0
-        assert len(records(folder)) == 40
-    (folder / "list.txt").write_text("face00.png\nrestored/face00.png.png\n")
-    before = tree(folder)
-    for given in (folder / "restored", folder / "restored" / "face00.png", folder / "list.txt"):
+        assert restore(folder, out, workers=1) == 0
+        assert len(records(out)) == 40
+    (folder / "list.txt").write_text(f"face00.png\n{out}/restored/face00.png.png\n")
+    before = tree(out)
+    for given in (out / "restored", out / "restored" / "face00.png", folder / "list.txt"):
         with pytest.raises(InputError, match="part of the output"):
-            restore(given, folder, workers=1)
-    (folder / "occlusion").mkdir()
+            restore(given, out, workers=1)
+    (out / "occlusion").mkdir()
     with pytest.raises(InputError, match="--mask .*part of the output"):
-        restore(folder / "face00.png", folder, workers=1, mask=folder / "occlusion")
-    assert tree(folder) == before
+        restore(folder / "face00.png", out, workers=1, mask=out / "occlusion")
+    assert tree(out) == before
+
+
+def test_an_output_folder_that_is_the_input_folder_is_refused(
+    folder: Path, tmp_path: Path, restore: Callable[..., int]
+) -> None:
+    linked, before = tmp_path / "linked", sorted(folder.rglob("*"))
+    linked.symlink_to(folder)
+    for given, out in ((folder, folder), (linked, folder), (folder, linked)):
+        with pytest.raises(InputError, match=f"{given}: the output folder is the input folder; choose another one"):
+            restore(given, out, workers=1)
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_pictures_of_ones_own_that_lie_where_an_output_might_stay(folder: Path, restore: Callable[..., int]) -> None:
@@ -370,6 +418,42 @@ def test_verify_makes_again_only_what_the_last_run_made(
     victim = out / records(out)["face02.png"]["output"]
     victim.write_bytes(victim.read_bytes()[:-1])
     assert verify(out) == 1, "its files are checked all the same"
+
+
+def test_verify_names_the_inputs_that_are_gone_and_is_not_content_when_all_are(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    (folder / "bad.png").write_bytes(b"")
+    restore(folder, out, workers=1)
+    (folder / "face00.png").unlink()
+    capsys.readouterr()
+    assert verify(out) == 0
+    said = capsys.readouterr().out
+    assert "face00.png: the input is not there any more\n" in said and "1 inputs no longer there" in said
+    folder.rename(moved)
+    assert verify(out) == 1
+    said = capsys.readouterr().out
+    assert said.count("the input is not there any more\n") == 40  # of the empty file there was nothing to hash
+    assert "none of the inputs is there any more, so no output was made again; name their folder with -i" in said
+    assert verify(out, inputs=[str(moved)]) == 0
+
+
+def test_verify_finds_the_inputs_of_every_run_into_one_output(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for name in ("other", "third"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").write_bytes(png(colour(1)))
+    for given in (folder / "face00.png", tmp_path / "other", tmp_path / "third", tmp_path / "third"):
+        assert restore(given, out, workers=1) == 0
+    capsys.readouterr()
+    assert verify(out) == 0
+    assert "3 records checked, 3 made again, 0 inputs no longer there" in capsys.readouterr().out
+    said = json.loads((out / "_run" / "run.json").read_text())
+    assert said["input_roots"] == [str(tmp_path / "third")]
+    assert said["earlier_input_roots"] == [str(tmp_path / "other"), str(folder)]
 
 
 def test_verify_finds_planted_files_changed_inputs_and_damaged_records(
@@ -552,6 +636,19 @@ def test_the_journal_finds_the_latest_line_with_24_bytes_for_each(tmp_path: Path
         assert (journal.find(names[0]) or {}).get("round") == 2
     order = [json.loads(line)["input"] for line in (tmp_path / "journal.jsonl").read_bytes().splitlines()]
     assert order == [*reversed(names[2:]), *names[:2]]
+
+
+def test_a_torn_last_line_of_the_journal_is_dropped_with_a_word(
+    folder: Path, tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = tmp_path / "out" / "_run" / "journal.jsonl"
+    restore(folder / "face00.png", tmp_path / "out", workers=1)
+    whole, _ = journal.read_bytes(), capsys.readouterr()
+    for left, kept in ((b"", 1), (b'{"input": "face00.p', 1), (whole[:-20], 0)):
+        journal.write_bytes(whole + left if kept else left)
+        restore(folder / "face00.png", tmp_path / "out", workers=1)
+        assert (f"{journal}: the last line was cut off" in capsys.readouterr().err) == bool(left)
+        assert json.loads((tmp_path / "out" / "_run" / "run.json").read_text())["kept_from_earlier_run"] == kept
 
 
 def test_a_worker_that_dies_costs_only_the_culprit(

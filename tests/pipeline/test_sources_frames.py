@@ -1,7 +1,9 @@
 """Whole pictures as inputs: boxes from a file, lines per face, resume, hostile files."""
 
+import errno
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -137,6 +139,26 @@ def test_only_what_is_proven_is_kept(frames: tuple[Path, Path], tmp_path: Path, 
     assert ("f04.png", 2) not in by_face(out)
     (out / "restored/f00/face_001.png").write_bytes(first["restored/f00/face_000.png"])
     assert verify(out) == 1
+
+
+def test_an_older_face_that_cannot_be_removed_fails_its_picture(
+    frames: tuple[Path, Path], tmp_path: Path, restore: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder, boxes), out, unlink = frames, tmp_path / "out", Path.unlink
+    restore(folder, out, BOXES, boxes=boxes, workers=1)
+    old = out / "restored" / "f00" / "face_002.png"
+
+    def guarded(path: Path, missing_ok: bool = False) -> None:
+        if path == old:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", guarded)
+    boxes.write_text(boxes.read_text().replace("f00.png,54,10,24,24,0.9\n", ""))
+    assert restore(folder, out, BOXES, boxes=boxes, workers=1) == 1
+    line = by_face(out)["f00.png", None]
+    assert line["status"] == "failed" and line["error"] == f"cannot be removed: {old}: Permission denied"
+    assert json.loads((out / "_run" / "run.json").read_text())["counts"] == {"failed": 1, "ok": 11}
 
 
 def test_error_asks_for_proof_of_every_face(

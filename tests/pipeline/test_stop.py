@@ -209,6 +209,21 @@ def test_a_stop_among_faces_that_replace_earlier_ones_leaves_files_and_journal_i
     assert tree(out) == tree(tmp_path / "whole") and verify(out) == 0
 
 
+def test_a_stop_while_everything_is_done_again_leaves_files_and_journal_in_agreement(
+    frames: tuple[Path, Path], tmp_path: Path, restore: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder, boxes), out = frames, tmp_path / "out"
+    restore(folder, out, BOXES, boxes=boxes, workers=1)
+    first = tree(out)
+    with pytest.MonkeyPatch.context() as patch:  # as above: the first face of frame 3 is made, the others wait
+        patch.setattr(Restorer, "run", after(5, Restorer.run, tmp_path / "interrupted")[0])
+        assert restore(folder, out, BOXES, boxes=boxes, workers=1, batch_size=2, resume=False) == 1
+    assert "3 of 6 inputs not reached; the same command without --no-resume goes on" in capsys.readouterr().err
+    summary = json.loads((out / "_run" / "run.json").read_text())
+    assert summary["not_reached"] == 3 and summary["kept_from_earlier_run"] == 0
+    assert tree(out) == first and verify(out) == 0
+
+
 def test_a_video_is_left_at_the_frame_of_the_stop_and_done_anew(tmp_path: Path, restore: Callable[..., int]) -> None:
     pytest.importorskip("av", reason='the extra "video" is not installed')
     from pipeline.sources import video
