@@ -343,7 +343,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(parsed.handler(parsed))
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        again = "" if getattr(parsed, "resume", True) else " without --no-resume"
+        how = " with --resume" if parsed.command == "train" else again
+        print(f"stopped; the same command{how} goes on from here", file=sys.stderr)
         return 1
     except BrokenPipeError:  # whoever read our output has gone, e.g. `| head`
         sys.stderr.close()

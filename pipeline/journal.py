@@ -71,7 +71,7 @@ class Journal:
             if not line.endswith(b"\n"):
                 self._file.truncate(offset)
                 print(
-                    f"{self.path}: the last line was cut off, by a kill or a power cut; its input is done again",
+                    f"{self.path}: the last line was cut off, by a kill or a power cut; its input counts as not done",
                     file=sys.stderr,
                 )
                 break

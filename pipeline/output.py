@@ -112,7 +112,7 @@ class OutputFolder:
 
     def exists(self, relative: str) -> bool:
         """Whether a file is there."""
-        return self.path(relative).exists()
+        return os.path.exists(self.path(relative))
 
     def publish(self, final: bool = False) -> None:
         """Make what is recorded so far visible to others: here it is, as soon as it is written."""

@@ -1,6 +1,7 @@
 """Which inputs a run has and what each output will be called: decided before the first write, in a fixed order.
 
-A plan lives in a temporary file, one line per input, so that a million inputs need 16 MB of memory.
+A plan lives in a temporary file, one line per input, so that a million inputs need 16 MB of memory, 24 while they
+are planned.
 """
 
 import glob

@@ -173,8 +173,8 @@ class RemoteFolder(OutputFolder):
         return 0
 
     def fetch_records(self) -> None:
-        """Bring the journal and the chain of an earlier run onto this machine."""
-        for name in ("_run/journal.jsonl", "_run/config.yaml"):
+        """Bring the records of an earlier run onto this machine."""
+        for name in ("_run/journal.jsonl", "_run/config.yaml", "_run/run.json"):
             try:
                 data = _told(self.url, functools.partial(self.filesystem.cat_file, self.key(name)))
             except FileNotFoundError:

@@ -394,8 +394,9 @@ class Worker:
         except OSError as error:
             for kind in made:
                 self._removed(paths[kind])
-            raise_if_lost(error, self.output.path(paths["image"]))
-            raise ImageError("failed", f"cannot be written: {_said(error)}") from error
+            place = self.output.path(paths["image"])
+            raise_if_lost(error, place)
+            raise ImageError("failed", f"cannot be written: {place}: {error.strerror or error}") from error
         finally:
             for path in files.values():
                 path.unlink(missing_ok=True)
@@ -522,12 +523,13 @@ class Worker:
         encoding = time.perf_counter() - started
         hashes = (written if files else {}) | dict(made)
         stuck = self._remove_old(target, hashes, _hashes(_known(prior, task.target).get(target)), written)
-        if stuck is not None and hashes:  # a result beside what is left of another would be half of each
+        if stuck is not None:  # a result beside what is left of another would be half of each
             for kind in hashes:
                 self._removed(paths[kind])
-            result = failure(task.name, ImageError("failed", stuck), result.input_sha256)
+            problem = ImageError("failed", f"{result.error}; {stuck}" if result.error else stuck)
+            result = failure(task.name, problem, result.input_sha256)
             files, plain, hashes = {}, {}, {}
-        if origin is None and "image" not in hashes and self._spared(task):
+        elif origin is None and "image" not in hashes and self._spared(task):
             return Outcome(task.name, "skipped", None)
         record: dict[str, Any] = {
             "input": task.name,
@@ -605,8 +607,8 @@ class Worker:
             for kind in files:
                 self._removed(paths[kind])
             status = reason = "failed"
-            error, files, plain = error or stuck, {}, {}
-        if owner.error is not None and not owner.found and self._spared(task):
+            error, files, plain = f"{error}; {stuck}" if error else stuck, {}, {}
+        elif owner.error is not None and not owner.found and self._spared(task):
             return Outcome(task.name, "skipped", None)
         owner.spent[2] += time.perf_counter() - started
         record = {

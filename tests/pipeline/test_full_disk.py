@@ -174,7 +174,8 @@ def test_a_folder_that_cannot_be_written_fails_what_belongs_there_and_no_other(
     close(out / "restored" / "sub", monkeypatch)
     assert restore(folder, out, LARGE, workers=1) == 1
     found, path = records(out), out / "restored" / "sub" / "face01.png"
-    assert found["sub/face01.png"]["error"] == f"cannot be written: {path}: Permission denied"
+    denied = f"{path}: Permission denied"
+    assert found["sub/face01.png"]["error"] == f"cannot be written: {denied}; cannot be removed: {denied}"
     assert {n for n, r in found.items() if r["status"] == "failed"} == {n for n in found if n.startswith("sub/")}
     assert json.loads((out / "_run" / "run.json").read_text())["counts"] == {"failed": 20, "ok": 20}
 
