@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.chain import _same_frame
 from stages.batch import FaceBatch
 from stages.networks.prouigan import DetailBranch, ProUiganNet, ProUiganOutput, doubled
-from stages.prouigan import LEAST_NOISE, SURE_NOISE, ProUigan, ProUiganConfig, noise_of
+from stages.prouigan import LEAST_NOISE, SURE_NOISE, ProUigan, ProUiganConfig, noise_of, painted
 from tests.tiny import TINY
 
 
@@ -152,8 +152,7 @@ def test_painted_detail_falls_to_a_quarter_halfway_and_to_nothing() -> None:
     out = cast(ProUiganOutput, SimpleNamespace(images=[torch.zeros(1, 3, 2, 2)], detail=torch.ones(1, 3, 2, 2)))
 
     def detail(fidelity: float) -> float:
-        stage = cast(ProUigan, SimpleNamespace(config=ProUiganConfig(fidelity=fidelity)))
-        return float(ProUigan._picture(stage, out).mean())
+        return float(painted(out, fidelity).mean())
 
     assert [detail(f) for f in (0.0, 0.5, 1.0)] == [1.0, 0.25, 0.0]
     assert all(detail(f / 10) > detail((f + 1) / 10) for f in range(10))
