@@ -58,15 +58,15 @@ class OutputFolder:
             OutputError: the path leads out of the root.
             OSError: this one file cannot be written; `filename` is its own, or that of the folder it should lie in.
         """
-        temporary = self.reserve(relative)
+        target, temporary = self.path(relative), self.reserve(relative)
         try:
             temporary.write_bytes(data)
-            self.settle(temporary, relative)
+            os.replace(temporary, target)
         except BaseException as error:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             if isinstance(error, OSError):
-                raise self._told(error, self.path(relative)) from error
+                raise self._told(error, target) from error
             raise
 
     def reserve(self, relative: str) -> Path:

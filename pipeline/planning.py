@@ -273,22 +273,10 @@ class Plan:
             raise InputError(f"--mask {inputs.mask}: no such file or folder")
         self.roots = inputs.roots()
         self._file = tempfile.TemporaryFile(prefix="revisage-plan-")
-        places, last, real = array("Q"), "", ""
-        for task in inputs.tasks():
-            row = [task.name, task.source, task.target, task.mask, task.refused]
-            self._file.write(json.dumps(row).encode() + b"\n")
-            folder, file = ("", task.source) if is_url(task.source) else os.path.split(task.source)
-            if folder != last:
-                last, real = folder, os.path.realpath(folder) if folder else ""
-            places.append(name_hash(f"{real}/{file}"))  # a linked file lies where its link does
-        self._drop_repeated(places)
-        self.name_hashes, targets, parents, unmasked = array("Q"), array("Q"), array("Q"), 0
-        for task in self:
-            self.name_hashes.append(name_hash(task.name))
-            targets.append(name_hash(self._folded(task.target)))
-            if inputs.videos and (parent := self._face_of(task.target)) is not None:
-                parents.append(name_hash(parent))
-            unmasked += task.mask is None
+        places = array("Q")
+        targets, parents, unmasked = self._index(self._written(inputs.tasks(), places), inputs.videos)
+        if self._drop_repeated(places):
+            targets, parents, unmasked = self._index(self, inputs.videos)
         self._refuse_collisions(targets, parents)
         if inputs.mask is not None and unmasked:
             if unmasked == len(self):
@@ -306,8 +294,33 @@ class Plan:
         for line in self._file:
             yield Task(*json.loads(line))
 
-    def _drop_repeated(self, places: Sequence[int]) -> None:
-        """Keep the first of the tasks of one file; `places`: of all tasks, in order."""
+    def _written(self, tasks: Iterable[Task], places: "array[int]") -> Iterator[Task]:
+        """The tasks, each put on disk and the hash of where its file lies, whatever links to folders it was reached by,
+        into `places`; a linked file lies where its link does."""
+        last = real = ""
+        for task in tasks:
+            row = [task.name, task.source, task.target, task.mask, task.refused]
+            self._file.write(json.dumps(row).encode() + b"\n")
+            folder, file = ("", task.source) if is_url(task.source) else os.path.split(task.source)
+            if folder != last:
+                last, real = folder, os.path.realpath(folder) if folder else ""
+            places.append(name_hash(f"{real}/{file}"))
+            yield task
+
+    def _index(self, tasks: Iterable[Task], videos: bool) -> tuple["array[int]", "array[int]", int]:
+        """Note the names of the tasks; hashes of their targets, and of those that others are named as the faces of; how
+        many have no mask."""
+        self.name_hashes, targets, parents, unmasked = array("Q"), array("Q"), array("Q"), 0
+        for task in tasks:
+            self.name_hashes.append(name_hash(task.name))
+            targets.append(name_hash(self._folded(task.target)))
+            if videos and (parent := self._face_of(task.target)) is not None:
+                parents.append(name_hash(parent))
+            unmasked += task.mask is None
+        return targets, parents, unmasked
+
+    def _drop_repeated(self, places: Sequence[int]) -> bool:
+        """Keep the first of the tasks of one file; `places`: of all tasks, in order. Whether any was dropped."""
         _, first = np.unique(np.asarray(places, np.uint64), return_index=True)
         if repeated := len(places) - len(first):
             kept, whole = np.zeros(len(places), bool), self._file
@@ -317,6 +330,7 @@ class Plan:
             self._file.writelines(line for line, stays in zip(whole, kept, strict=True) if stays)
             whole.close()
             print(f"{repeated} inputs were named more than once, and are taken once each", file=sys.stderr)
+        return repeated > 0
 
     @staticmethod
     def _folded(target: str) -> str:
