@@ -57,8 +57,9 @@ LIMITS = {
     "judge of it.",
     "upscale": "Detail is generated, not recorded; not for identification. Sharpens what its input shows, and draws no "
     "new face: what is soft or wrong at 128 px stays so.",
-    "coogan": "An edited picture shows no event and no person that was. Taught by mean differences laid on faces and "
-    "by drawn eyeglasses, which it resembles; above 400 px by people who do not exist; profiles and children are rare.",
+    "coogan": "An edited picture shows no event and no person that was. Taught by mean differences laid on faces, by "
+    "drawn eyeglasses and by what the restorer paints in a part's place, which it resembles; above 400 px by people "
+    "who do not exist; profiles and children are rare.",
     "classifier": "Reads how a face looks to the people who labelled the sets, not what is true of a person. Age is "
     "out by years; expressions other than neutral and happy are rare in the data, hats rarer still.",
 } | dict.fromkeys(

@@ -25,23 +25,13 @@ from stages.networks.classifier import TraitNet
 from stages.networks.coogan import GLOBAL_SIZE, CooganNet, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.networks.identity import IdentityNet
+from stages.networks.prouigan import ProUiganNet
 from stages.weights import read_card
 from training.attribute_labels import label_of_answer
 from training.config import TrainingError, arguments_of, load_training
 from training.discriminators import PatchCritic, matching_loss
-from training.edit_samples import (
-    EditFaces,
-    class_maps,
-    fit_prototypes,
-    hair_labels,
-    laid_on,
-    mirrored_points,
-    region_of,
-    small_faces,
-    taught,
-    tensor_of,
-    warped,
-)  # fmt: skip
+from training.edit_faces import EditFaces, class_maps, hair_labels, small_faces, taught, warped
+from training.edit_samples import fit_prototypes, laid_on, mirrored_points, region_of, tensor_of
 from training.faces import build_pack
 from training.files import whole_file
 from training.growth import grow_editor
@@ -50,6 +40,7 @@ from training.loop import LoopConfig, Task, network_of, rng_of, train
 from training.losses import hinge_fake, hinge_real, identity_loss
 from training.parsing_labels import parsing_labels
 from training.prototypes import Prototype
+from training.repainted import Paint, Repainted, repaint
 
 PATCH = 128  # px, side of a training patch
 OVERLAP = 64  # px, shared by the two patches of a sample
@@ -76,6 +67,7 @@ class CooganTraining(BaseModel):
     network: Annotated[dict[str, Any], arguments_of(CooganNet)]  # its attributes are those trained
     parser: str = "face_parser"  # cards of frozen networks
     identity: str | None = None
+    painter: str | None = None  # card of a restorer that paints what edits take away
     teacher: str | None = None  # a classifier that fills in labels and judges edits; never the one of evaluation
     set_factor: dict[str, float] = Field(default_factory=dict)
     attribute_factor: dict[str, float] = Field(default_factory=dict)  # how often each is asked for; 1 if not named
@@ -83,6 +75,7 @@ class CooganTraining(BaseModel):
     still_share: float = Field(default=0.06, ge=0, le=1)  # samples that ask for no change
     free_share: float = Field(default=0.1, ge=0, le=1)  # of the other samples: without an answer
     reverse_share: float = Field(default=0.4, ge=0, le=1)  # of the edits laid on: the photograph is the truth
+    taken_share: float = Field(default=0.35, ge=0, le=1)  # of the edits that a restorer can paint: by it
     max_zoom: float = Field(default=8.0, ge=1)  # patches beyond what the source resolves are enlarged ones
     critic_width: int = Field(default=32, gt=0)
     reconstruction: float = Field(default=20.0, ge=0)
@@ -171,6 +164,8 @@ class CooganTask(Task):
         self.members = np.flatnonzero(factor)
         self.shares = np.cumsum(factor[self.members]) / factor.sum()
         self.pairs = self._find_pairs(usable)
+        self.repainted = self._repainted()
+        self.having = [np.intersect1d(self.repainted.having(n), self.members) for n in self.names]
         ask = np.array([config.attribute_factor.get(n, 1.0) for n in self.names])
         self.ask = np.cumsum(ask / ask.sum())
         held = np.flatnonzero(self.faces.validation & (self.faces.sides >= LARGE_PX))
@@ -221,6 +216,14 @@ class CooganTask(Task):
             np.savez(file, **arrays)
         return prototypes
 
+    def _repainted(self) -> Repainted:
+        """Faces without what they have, where a restorer is named."""
+        config = self.config
+        if config.painter is None:
+            return Repainted.none()
+        path = config.faces.pack / f"repainted_{config.phase}.npz"
+        return repaint(self.faces, network_of(config.painter, ProUiganNet), read_card(config.painter).sha256, path)
+
     def _find_pairs(self, usable: np.ndarray) -> list[tuple[int, int]]:
         """Pairs (from, to) of one invented person at two levels of one trait, both ways."""
         groups: dict[str, list[int]] = {}
@@ -234,11 +237,14 @@ class CooganTask(Task):
 
     def sample(self, index: int) -> dict[str, np.ndarray]:
         rng, config = rng_of(self.config.loop.seed, index), self.config
-        draw, goal = rng.random(), -1
+        draw, goal, k, taken = rng.random(), -1, int(np.searchsorted(self.ask, rng.random())), False
         if self.pairs and draw < config.pair_share:
             face, goal = self.pairs[int(rng.integers(len(self.pairs)))]
+        elif draw >= config.pair_share + config.still_share and len(having := self.having[k]):
+            taken = bool(rng.random() < config.taken_share)
+            face = int(rng.choice(having)) if taken else self._any_face(rng)
         else:
-            face = int(self.members[int(np.searchsorted(self.shares, rng.random()))])
+            face = self._any_face(rng)
         mirrored = bool(rng.random() < 0.5)
         matrix = self._varied_frame(face, rng, mirrored)  # stored picture -> 128 px frame
         views = [(matrix, (GLOBAL_SIZE, GLOBAL_SIZE), np.array([[1.0, 0, 0], [0, 1.0, 0]]))]
@@ -249,27 +255,26 @@ class CooganTask(Task):
         labels, target = self.labels[face].copy(), np.full(len(self.names), np.nan, np.float32)
         wanted, answered = np.zeros(len(self.names), np.float32), True
         classes = self.faces.class_map(face)
-        to_map = matrix.copy()  # class map -> frame
-        step = self.faces.stored[face] / classes.shape[0]
-        to_map[:, 2] += to_map[:, :2] @ np.full(2, 0.5 * step - 0.5)
-        to_map[:, :2] *= step
+        to_map = self.faces.map_matrix(face, matrix)  # class map -> frame
         if goal >= 0:
             after = [warped(self.faces.picture(goal), m, size) for m, size, _ in views]
             k = self.names.index({"age": "age", "gender": "masculine"}[str(self.faces.ids[face]).rsplit("_", 2)[1]])
             wanted[k], target[k] = self.labels[goal, k] - labels[k], self.labels[goal, k]
         elif draw >= config.pair_share + config.still_share:
-            k = int(np.searchsorted(self.ask, rng.random()))
             edit = None
-            if rng.random() >= config.free_share and np.isfinite(labels[k]):
+            if taken or (rng.random() >= config.free_share and np.isfinite(labels[k])):
                 points = apply(matrix if not mirrored else self._unmirrored(matrix), self.faces.landmarks[face])
                 points = mirrored_points(points) if mirrored else points
                 hair = (classes == PARSING_CLASSES.index("hair")).astype(np.float32)
                 hair = cv2.warpAffine(hair, to_map, (GLOBAL_SIZE,) * 2, borderMode=cv2.BORDER_REFLECT_101)
                 backwards = bool(rng.random() < config.reverse_share)
-                other = self._target(k, labels[k], rng)
+                other, paint = -1.0 if taken else self._target(k, labels[k], rng), None
+                if taken:
+                    paint = self._paint(self.names[k], face, matrix)
+                    backwards &= self.names[k] != "eyeglasses"  # real ones differ too much: their mean is a smear
                 edit = laid_on(
                     self.names[k], other - labels[k], before[0], points, cv2.GaussianBlur(hair, (0, 0), 1.0),
-                    self.prototypes, rng if backwards else None,
+                    self.prototypes, rng if backwards else None, paint,
                 )  # fmt: skip
                 if edit is not None:
                     wanted, target = self._ask(k, other, labels)
@@ -302,6 +307,15 @@ class CooganTask(Task):
             "answered": np.asarray(answered, np.float32),
             "backwards": np.asarray(backwards, np.float32),
         }
+
+    def _any_face(self, rng: np.random.Generator) -> int:
+        return int(self.members[int(np.searchsorted(self.shares, rng.random()))])
+
+    def _paint(self, name: str, face: int, matrix: np.ndarray) -> Paint:
+        """`face` without attribute `name`, in the frame that `matrix` (2, 3) takes its stored picture to."""
+        whole, frame = np.eye(3), np.eye(3)
+        whole[:2], frame[:2] = matrix, self.faces.frame_matrix(face)
+        return self.repainted.of(name, face).moved((whole @ np.linalg.inv(frame))[:2])
 
     def _varied_frame(self, face: int, rng: np.random.Generator, mirrored: bool) -> np.ndarray:
         """(2, 3) from the stored picture to the 128 px frame, a little mis-framed."""

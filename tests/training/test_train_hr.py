@@ -21,7 +21,8 @@ from stages.networks.upscaler import Upscaler
 from stages.weights import WEIGHTS_ENV, save_weights
 from training import train_coogan, train_upscale
 from training.config import TrainingError, load_training
-from training.edit_samples import laid_on, region_of, warped
+from training.edit_faces import warped
+from training.edit_samples import laid_on, region_of
 from training.prototypes import Glasses, draw_glasses, fit_prototype, moved, prototype_edit, spline_map
 from training.train_coogan import CooganTask, CooganTraining
 from training.train_upscale import UpscaleTask, UpscaleTraining
@@ -218,7 +219,7 @@ def test_samples_of_the_editor_ask_for_what_they_can_judge(coogan_config: Path) 
     task = CooganTask(config)
     task.labels[:, task.names.index("eyeglasses")] = -1.0
     kinds = {"edit": 0, "backwards": 0, "still": 0, "free": 0}
-    for index in range(80):
+    for index in range(140):
         made = task.sample(index)
         assert made["face"].shape == made["goal"].shape == (3, 128, 128) and made["region"].shape == (1, 128, 128)
         asked = made["wanted"] != 0
