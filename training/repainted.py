@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from landmarks.alignment import apply
 from stages.attributes import ATTRIBUTES
+from stages.consistency import average_to
 from stages.networks.coogan import GLOBAL_SIZE
 from stages.networks.face_parser import PARSING_CLASSES
 from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
@@ -99,15 +99,14 @@ def softened(cover: np.ndarray) -> np.ndarray:
 
 
 @torch.inference_mode()
-def painted(restorer: ProUiganNet, frames: Sequence[np.ndarray], covers: Sequence[np.ndarray]) -> np.ndarray:
+def behind(restorer: ProUiganNet, frames: Sequence[np.ndarray], covers: Sequence[np.ndarray]) -> np.ndarray:
     """(N, 128, 128, 3) uint8: canonical frames, uint8, as the restorer sees them as thumbnails with those covers."""
     made = [np.zeros((0, GLOBAL_SIZE, GLOBAL_SIZE, 3), np.uint8)]
     for start in range(0, len(frames), _BATCH):
         image = torch.from_numpy(np.stack(frames[start : start + _BATCH])).permute(0, 3, 1, 2).float() / 255
         cover = torch.from_numpy(np.stack(covers[start : start + _BATCH]))[:, None].float()
-        cells = GLOBAL_SIZE // INPUT_SIZE
         with torch.autocast("cpu", torch.bfloat16):
-            out = restorer(F.avg_pool2d(image, cells), (F.avg_pool2d(cover, cells) > 0).float())
+            out = restorer(average_to(image, INPUT_SIZE), (average_to(cover, INPUT_SIZE) > 0).float())
         made.append((out.images[-1].float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.concatenate(made)
 
@@ -177,7 +176,7 @@ def _repainted(faces: EditFaces, restorer: ProUiganNet) -> Repainted:
             frames.append(faces.frame(i))
             points.append(apply(frame, faces.landmarks[i].astype(np.float64)))
             covers.append(cover_of(part, points[-1], glasses))
-    pictures = painted(restorer, frames, covers)
+    pictures = behind(restorer, frames, covers)
     for row in rows["glasses"][rows["glasses"] >= 0]:
         covers[row] &= ~seen_through(frames[row], pictures[row], points[row])
     return Repainted(rows, pictures, np.stack(covers) if covers else np.zeros(pictures.shape[:-1], bool))

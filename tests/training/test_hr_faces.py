@@ -1,6 +1,5 @@
 """Packs of high-resolution faces: nothing is enlarged, what is packed comes back, labels come along."""
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from stages.attributes import ATTRIBUTES  # noqa: E402
 from stages.trait_labels import labelled_by_eye  # noqa: E402
+from tests.training import hr_data  # noqa: E402
 from training import hr_faces  # noqa: E402
 from training.attribute_labels import FURTHER, label_of_answer, labels_of_row  # noqa: E402
 from training.config import TrainingError  # noqa: E402
@@ -19,11 +19,6 @@ from training.hr_faces import PackConfig, build_hr_pack, open_hr_pack, side_for 
 from training.sources import HELD_ONE_IN, content_id  # noqa: E402
 
 HELD = next(i for i in map(str, range(999)) if int(content_id(i.encode()), 16) % HELD_ONE_IN == 0)  # never trained on
-
-spec = importlib.util.spec_from_file_location("hr_data", Path(__file__).with_name("hr_data.py"))
-assert spec is not None and spec.loader is not None
-hr_data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hr_data)
 
 
 def config(folder: Path, **changes: object) -> PackConfig:

@@ -1,8 +1,6 @@
 """What a restorer paints where an attribute was: covered where it lies, laid where it was painted, both ways."""
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -16,23 +14,16 @@ from stages.degradation.occluders import MEAN_SHAPE
 from stages.networks.face_parser import FaceParser
 from stages.networks.prouigan import ProUiganNet
 from stages.weights import WEIGHTS_ENV, save_weights
+from tests.tiny import TINY, card_of
+from tests.training import hr_data
 from training.config import load_training
 from training.edit_samples import LaidOn, laid_on
 from training.prototypes import Prototype
-from training.repainted import Paint, cover_of, painted, seen_through, softened
+from training.repainted import Paint, behind, cover_of, seen_through, softened
 from training.train_coogan import CooganTask, CooganTraining
-
-spec = importlib.util.spec_from_file_location("hr_data", Path(__file__).with_name("hr_data.py"))
-assert spec is not None and spec.loader is not None
-hr_data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hr_data)
 
 MEAN = np.asarray(MEAN_SHAPE, np.float64)
 NO_GLASSES = np.zeros((128, 128), bool)
-TINY: dict[str, Any] = {
-    "widths": [16, 16, 16], "blocks": [0, 0, 0], "dilations": [[1], [1], [1]], "landmark_width": 16,
-    "landmark_dilations": [[1], [1], [1]], "attention_width": 16, "detail_width": 16, "detail_blocks": 1,
-}  # fmt: skip
 
 
 def at(mask: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -49,9 +40,8 @@ def test_a_part_is_covered_and_the_others_are_not() -> None:
     rim[70, 10] = True  # far from the eyes
     assert not glasses[70, 10] and cover_of("glasses", MEAN, rim)[70, 10]
     soft = softened(mouth)
-    assert (soft[mouth] > 0.99).mean() > 0.9 and soft[
-        cv2.dilate(mouth.astype(np.uint8), np.ones((17, 17))) == 0
-    ].max() == 0
+    far = cv2.dilate(mouth.astype(np.uint8), np.ones((17, 17))) == 0
+    assert (soft[mouth] > 0.99).mean() > 0.9 and soft[far].max() == 0
 
 
 def test_eyes_behind_clear_lenses_are_kept() -> None:
@@ -96,13 +86,13 @@ def test_a_face_is_painted_alike_alone_and_among_others() -> None:
         torch.nn.init.normal_(step.paint.weight, std=0.1)
     faces = list(np.random.default_rng(0).integers(0, 255, (17, 128, 128, 3), dtype=np.uint8))
     covers = [cover_of(part, MEAN, NO_GLASSES) for part in ("mouth", "chin", "glasses")] * 6
-    made = painted(restorer, faces, covers[:17])
+    made = behind(restorer, faces, covers[:17])
     assert made.shape == (17, 128, 128, 3) and made.dtype == np.uint8
-    alone = painted(restorer, faces[16:], covers[16:17])
+    alone = behind(restorer, faces[16:], covers[16:17])
     assert np.abs(made[16:].astype(int) - alone).max() <= 2
-    other = painted(restorer, faces[16:], covers[:1])
+    other = behind(restorer, faces[16:], covers[:1])
     assert np.abs(other.astype(int) - alone).max() > 2  # the cover counts
-    assert painted(restorer, [], []).shape == (0, 128, 128, 3)
+    assert behind(restorer, [], []).shape == (0, 128, 128, 3)
 
 
 def test_samples_take_away_what_was_painted_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,9 +103,7 @@ def test_samples_take_away_what_was_painted_over(tmp_path: Path, monkeypatch: py
         ("face_parser", FaceParser(8, 1), "face_parser", {"width": 8, "depth": 1}),
         ("restorer", ProUiganNet(**TINY), "prouigan", TINY),
     ):
-        card = {"architecture": kind, "arguments": arguments, "input": {}, "data": {}, "recipe": {}, "metrics": [],
-                "licence": "none", "limits": "random"}  # fmt: skip
-        save_weights(name, network, card)
+        save_weights(name, network, card_of(kind, arguments))
     path = tmp_path / "coogan.yaml"
     options = {
         "task": "coogan",

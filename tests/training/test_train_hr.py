@@ -1,6 +1,5 @@
 """The training scripts of the upscaler and the editor on faces made on the spot: they run, learn and resume."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from stages.networks.coogan import CooganNet
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.networks.upscaler import Upscaler
 from stages.weights import WEIGHTS_ENV, save_weights
+from tests.tiny import card_of
+from tests.training import hr_data
 from training import train_coogan, train_upscale
 from training.config import TrainingError, load_training
 from training.edit_faces import warped
@@ -27,22 +28,10 @@ from training.prototypes import Glasses, draw_glasses, fit_prototype, moved, pro
 from training.train_coogan import CooganTask, CooganTraining
 from training.train_upscale import UpscaleTask, UpscaleTraining
 
-spec = importlib.util.spec_from_file_location("hr_data", Path(__file__).with_name("hr_data.py"))
-assert spec is not None and spec.loader is not None
-hr_data = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(hr_data)
-
 LOOP: dict[str, Any] = {
     "run": "run", "steps": 6, "batch_size": 4, "lr": 1e-3, "warmup": 1, "workers": 0, "grid_steps": 1000,
     "log_steps": 2, "device": "cpu", "precision": "fp32",
 }  # fmt: skip
-
-
-def card_of(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "architecture": architecture, "arguments": arguments, "input": {}, "data": {}, "recipe": {},
-        "metrics": [], "licence": "none", "limits": "random",
-    }  # fmt: skip
 
 
 def written(folder: Path, options: dict[str, Any]) -> Path:
