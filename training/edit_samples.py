@@ -113,6 +113,17 @@ class LaidOn:
     colour: np.ndarray | None = None
     glasses: Glasses | None = None
 
+    def aligned(self, place: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """(height, width) float32 in [0, 1]: where the edit leaves all that it does not replace in its place.
+
+        `size` is (width, height) of a part as `on_part` takes it.
+        """
+        if self.where is None:
+            return np.ones(size[::-1], np.float32)
+        if self.paint is None:
+            return np.zeros(size[::-1], np.float32)
+        return cv2.warpAffine(self.paint.cover, place, size, flags=cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR)
+
     def on_part(self, part: np.ndarray, place: np.ndarray, points: np.ndarray) -> np.ndarray:
         """The edited `part` (h, w, 3) uint8 of a face at full size; `place` (2, 3) maps its pixels to the frame, by a
         scale and a shift; `points` (68, 2), the face's landmarks, in the frame."""
@@ -129,7 +140,7 @@ class LaidOn:
             shift = (self.where - np.stack([x, y], -1)) / np.float32(place[0, 0])
             shift = cv2.warpAffine(shift, place, size, flags=inverse, borderMode=cv2.BORDER_REPLICATE)
             y, x = np.mgrid[: size[1], : size[0]].astype(np.float32)
-            out = moved(out, shift + np.stack([x, y], -1))
+            out = moved(out, shift + np.stack([x, y], -1), cv2.INTER_LANCZOS4)  # bilinear takes the grain away
         if self.colour is not None:
             colour = self.colour.astype(np.float32)
             out = out + cv2.warpAffine(colour, place, size, flags=inverse, borderMode=cv2.BORDER_REPLICATE)

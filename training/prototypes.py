@@ -73,10 +73,10 @@ def spline_map(at: np.ndarray, values: np.ndarray) -> np.ndarray:
     return moves + np.stack([x, y], -1)
 
 
-def moved(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+def moved(picture: np.ndarray, where: np.ndarray, interpolation: int = cv2.INTER_LINEAR) -> np.ndarray:
     """`picture` (h, w, c) read at `where` (H, W, 2)."""
     x, y = cv2.split(where.astype(np.float32))
-    return cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    return cv2.remap(picture, x, y, interpolation, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def fit_prototype(

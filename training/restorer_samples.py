@@ -56,6 +56,7 @@ class ProUiganTraining(BaseModel):
     parser: str | None = None  # weights card of the parsing teacher
     identity: str | None = None  # weights card of the identity network
     loose_share: float = Field(default=0.0, ge=0, le=1)  # of the faces, framed worse than the restorer is made for
+    progressive: tuple[int, int] = (0, 0)  # the training steps at which the network's second and third steps join in
     hole: float = 1.0  # extra pixel weight under the occluder
     heatmap: float = 0.01
     coordinate: float = 1.0

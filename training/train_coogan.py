@@ -86,7 +86,8 @@ class CooganTraining(BaseModel):
     identity_weight: float = Field(default=1.0, ge=0)
     consistency: float = Field(default=10.0, ge=0)
     overlap: float = Field(default=10.0, ge=0)
-    detail: float = Field(default=10.0, ge=0)
+    detail: float = Field(default=10.0, ge=0)  # on the fine part, where the answer has it in its place
+    grain: float = Field(default=10.0, ge=0)  # on how much of it there is, elsewhere
     change: float = Field(default=2.0, ge=0)  # on the mean absolute change of free edits: no more than needed
     source: float = Field(default=0.5, ge=0)  # of the head that predicts the source attributes
     critic_from: int = Field(default=200, ge=0)  # steps before the adversarial losses count
@@ -252,11 +253,13 @@ class CooganTask(Task):
             views.append(self._strip(matrix, rng))
         before = [warped(self.faces.picture(face), m, size) for m, size, _ in views]
         after, backwards = before, False
+        aligned = np.ones(before[-1].shape[:2], np.float32)
         labels, target = self.labels[face].copy(), np.full(len(self.names), np.nan, np.float32)
         wanted, answered = np.zeros(len(self.names), np.float32), True
         classes = self.faces.class_map(face)
         to_map = self.faces.map_matrix(face, matrix)  # class map -> frame
         if goal >= 0:
+            aligned[:] = 0
             after = [warped(self.faces.picture(goal), m, size) for m, size, _ in views]
             k = self.names.index({"age": "age", "gender": "masculine"}[str(self.faces.ids[face]).rsplit("_", 2)[1]])
             wanted[k], target[k] = self.labels[goal, k] - labels[k], self.labels[goal, k]
@@ -279,6 +282,7 @@ class CooganTask(Task):
                 if edit is not None:
                     wanted, target = self._ask(k, other, labels)
                     after = [edit.on_part(p, place, points) for p, (_, _, place) in zip(before, views, strict=True)]
+                    aligned = edit.aligned(views[-1][2], before[-1].shape[1::-1])
                     if backwards:
                         before, after = after, before
                         real = labels
@@ -297,7 +301,8 @@ class CooganTask(Task):
         region = region_of(classes, to_map, asked) if asked else np.full((GLOBAL_SIZE,) * 2, 255, np.uint8)
         made = {"face": before[0], "goal": after[0]}
         if self.local:
-            made |= {"strip": before[1], "goal_strip": after[1]}
+            still_there = np.round(aligned * 255).astype(np.uint8)[..., None]
+            made |= {"strip": before[1], "goal_strip": after[1], "aligned": still_there}
         return {n: np.ascontiguousarray(v.transpose(2, 0, 1)) for n, v in made.items()} | {
             "region": region[None],
             "place": views[-1][2].astype(np.float32),
@@ -374,7 +379,8 @@ class CooganTask(Task):
         weights = {
             "source": config.source, "reconstruction": config.reconstruction, "paired": config.paired,
             "consistency": config.consistency, "overlap": config.overlap, "detail": config.detail,
-            "change": config.change, "attribute": config.attribute, "read": config.attribute * switched,
+            "grain": config.grain, "change": config.change,
+            "attribute": config.attribute, "read": config.attribute * switched,
             "matching": config.matching * switched, "identity": config.identity_weight,
             "adversarial": config.adversarial * switched,
         }  # fmt: skip
@@ -415,14 +421,14 @@ class CooganTask(Task):
 
     def _local_loss(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         face, strip, goal = _unit(batch["face"]), _unit(batch["strip"]), _unit(batch["goal_strip"])
-        region, wanted = batch["region"].float() / 255, batch["wanted"]
+        region, wanted, aligned = batch["region"].float() / 255, batch["wanted"], _unit(batch["aligned"])
         with torch.no_grad():
             edit = self.net.edit_whole(face, wanted)
             whole = (face + edit.change * region).clamp(0, 1)
         still = (wanted == 0).all(1).float()
         made, parts = [], {}
         near: Tensor = torch.zeros_like(still)
-        fine: Tensor = torch.zeros_like(still)
+        fine, grain = torch.zeros_like(still), torch.zeros_like(still)
         consistency: Tensor = torch.zeros((), device=face.device)
         for left in (0, PATCH - OVERLAP):
             place = batch["place"].clone()
@@ -433,13 +439,18 @@ class CooganTask(Task):
             out = (patch + added * reach).clamp(0, 1)
             made.append((out, place))
             near = near + (out - truth).abs().mean((1, 2, 3)) / 2
-            fine = fine + (_fine(out) - _fine(patch + (truth - patch) * reach)).abs().mean((1, 2, 3)) / 2
+            found, wished = _fine(out), _fine(patch + (truth - patch) * reach)
+            here = aligned[..., left : left + PATCH]
+            fine = fine + ((found - wished).abs() * here).mean((1, 2, 3)) / 2
+            # Where an answer moves things, held against it pixel by pixel the finest would be blurred away.
+            lost = F.avg_pool2d((found.abs() - wished.abs()) * (1 - here), CELL)
+            grain = grain + lost.abs().mean((1, 2, 3)) / 2
             # Local-to-global consistency: the patch, brought to the global scale, is the global edit of its place.
             under = F.avg_pool2d(sample_place(whole - face, place, (PATCH, PATCH)), CELL)
             consistency = consistency + (F.avg_pool2d(out - patch, CELL) - under).abs().mean() / 2
         (first, place), (second, _) = made
         parts["reconstruction"] = _mean(near, still)
-        parts["detail"] = _mean(fine, batch["answered"])
+        parts["detail"], parts["grain"] = _mean(fine, batch["answered"]), _mean(grain, batch["answered"])
         parts["consistency"] = consistency
         # Overlap consistency, away from the patches' rims, which the stage blends out.
         a, b = first[..., PATCH - OVERLAP + RIM : PATCH - RIM], second[..., RIM : OVERLAP - RIM]

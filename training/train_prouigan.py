@@ -16,7 +16,7 @@ from landmarks.scheme import inter_ocular_px
 from stages.consistency import agree, visible_share
 from stages.networks.face_parser import FaceParser
 from stages.networks.identity import IdentityNet
-from stages.networks.prouigan import INPUT_SIZE, ProUiganNet, ProUiganOutput
+from stages.networks.prouigan import INPUT_SIZE, STEPS, ProUiganNet, ProUiganOutput
 from stages.prouigan import noise_of
 from stages.weights import read_card
 from training import losses
@@ -54,16 +54,17 @@ class ProUiganTask(FaceSamples):
 
     # ---- losses
 
-    def _forward(self, batch: dict[str, Tensor], detail: bool) -> ProUiganOutput:
+    def _forward(self, batch: dict[str, Tensor], detail: bool = False, steps: int = STEPS) -> ProUiganOutput:
         known = batch["given"].view(-1, 1, 1, 1)
-        return self.network(
-            batch["lq"].contiguous(memory_format=torch.channels_last), batch["mask_lq"], known, detail=detail
-        )
+        lq = batch["lq"].contiguous(memory_format=torch.channels_last)
+        return self.network(lq, batch["mask_lq"], known, detail, steps)
 
     def loss(self, batch: dict[str, Tensor], step: int) -> tuple[Tensor, dict[str, Tensor | float]]:
         if self.config.phase == "face":
             return self._face_loss(batch)
-        return self._trunk_loss(batch) if self.config.phase == "trunk" else self._detail_loss(batch)
+        if self.config.phase == "detail":
+            return self._detail_loss(batch)
+        return self._trunk_loss(batch, STEPS - sum(step < joins for joins in self.config.progressive))
 
     def _face_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
         """Of the head that tells faces from other things, which needs the first step alone."""
@@ -77,46 +78,57 @@ class ProUiganTask(FaceSamples):
         entropy = F.binary_cross_entropy_with_logits(logit, batch["face"], pos_weight=worth)
         return entropy, {"face": entropy.detach(), "right": ((logit > 0) == (batch["face"] > 0.5)).float().mean()}
 
-    def _trunk_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor | float]]:
-        config = self.config
-        out = self._forward(batch, detail=False)
-        truth, weight = batch["gt"].float() / 255, self._weights(batch)
-        total, parts = self.distortion(out.images[-1], batch)
-        image = out.images[-1]
-        if config.agreed:
-            image = self._agreed(out, batch)
-            after, parts = self.distortion(image, batch)
-            total = (1 - config.agreed) * total + config.agreed * after
-        for k, share in enumerate(STEP_WEIGHTS):
-            side = out.images[k].shape[-1]
-            if side < FRAME:
-                gt, w = (F.avg_pool2d(x, FRAME // side) for x in (truth, weight))
-                parts[f"pixel_{side}"] = losses.pixel_loss(out.images[k], gt, w)
-                total = total + share * config.pixel * parts[f"pixel_{side}"]
-            divergence, distance = losses.landmark_loss(
-                out.heatmap_logits[k], out.points[k], batch["points"], batch["points_known"]
-            )
-            total = total + share * (config.heatmap * divergence + config.coordinate * distance)
-            logits = out.mask_logits[k].float()
-            cover, known = (F.avg_pool2d(batch[n], 64 // logits.shape[-1]) for n in ("mask", "mask_known"))
-            entropy = F.binary_cross_entropy_with_logits(logits, cover.clamp(0, 1), reduction="none")
-            parts["mask"] = (entropy * known).sum() / known.sum().clamp_min(1)
-            total = total + share * config.mask * parts["mask"]
-            if self.labels is not None:
-                logits = out.parsing_logits[k].float()
-                step = 32 // logits.shape[-1]
-                labels = batch["labels"][:, step // 2 :: step, step // 2 :: step]
-                parts["parsing"] = F.cross_entropy(logits, labels, ignore_index=255)
-                total = total + share * config.parsing * parts["parsing"]
-            parts["landmark_px"] = distance.detach() * 128
-        error = (image.detach().clamp(0, 1) - truth).abs()
-        parts["uncertainty"] = losses.laplace_loss(out.log_scale, error, (weight > 0).float())
+    def _trunk_loss(self, batch: dict[str, Tensor], steps: int) -> tuple[Tensor, dict[str, Tensor | float]]:
+        """Of everything but the detail branch, with the first `steps` steps of the network at work."""
+        config, out, parts = self.config, self._forward(batch, steps=steps), dict[str, Tensor]()
         parts["face"] = F.binary_cross_entropy_with_logits(out.face_logit, batch["face"])
         noise_error = F.smooth_l1_loss(out.log_noise, (batch["noise"] + 1e-3).log(), reduction="none")
         parts["noise"] = (noise_error * batch["noise_known"]).sum() / batch["noise_known"].sum().clamp_min(1)
-        total = (
-            total + config.uncertainty * parts["uncertainty"] + config.verdict * (parts["face"] + 0.5 * parts["noise"])
+        total = config.verdict * (parts["face"] + 0.5 * parts["noise"])
+        for k, share in enumerate(STEP_WEIGHTS[STEPS - steps :]):
+            total = total + share * self._step_loss(out, k, batch, parts)
+        if steps == STEPS:
+            total = total + self._last_loss(out, batch, parts)
+        return total, {k: v.detach() for k, v in parts.items()}
+
+    def _step_loss(self, out: ProUiganOutput, k: int, batch: dict[str, Tensor], parts: dict[str, Tensor]) -> Tensor:
+        """Of step `k`: its priors, and its picture unless that is the last. Adds its terms to `parts`."""
+        config, side = self.config, out.images[k].shape[-1]
+        total = out.images[k].new_zeros(())
+        if side < FRAME:
+            gt, w = (F.avg_pool2d(x, FRAME // side) for x in (batch["gt"].float() / 255, self._weights(batch)))
+            parts[f"pixel_{side}"] = losses.pixel_loss(out.images[k], gt, w)
+            total = total + config.pixel * parts[f"pixel_{side}"]
+        divergence, distance = losses.landmark_loss(
+            out.heatmap_logits[k], out.points[k], batch["points"], batch["points_known"]
         )
+        total = total + config.heatmap * divergence + config.coordinate * distance
+        logits = out.mask_logits[k].float()
+        cover, known = (F.avg_pool2d(batch[n], 64 // logits.shape[-1]) for n in ("mask", "mask_known"))
+        entropy = F.binary_cross_entropy_with_logits(logits, cover.clamp(0, 1), reduction="none")
+        parts["mask"] = (entropy * known).sum() / known.sum().clamp_min(1)
+        total = total + config.mask * parts["mask"]
+        if self.labels is not None:
+            logits = out.parsing_logits[k].float()
+            cell = 32 // logits.shape[-1]
+            labels = batch["labels"][:, cell // 2 :: cell, cell // 2 :: cell]
+            parts["parsing"] = F.cross_entropy(logits, labels, ignore_index=255)
+            total = total + config.parsing * parts["parsing"]
+        parts["landmark_px"] = distance * 128
+        return total
+
+    def _last_loss(self, out: ProUiganOutput, batch: dict[str, Tensor], parts: dict[str, Tensor]) -> Tensor:
+        """Of the last picture and its uncertainty. Adds its terms to `parts`."""
+        config, image, truth = self.config, out.images[-1], batch["gt"].float() / 255
+        total, distortion = self.distortion(image, batch)
+        if config.agreed:
+            image = self._agreed(out, batch)
+            after, distortion = self.distortion(image, batch)
+            total = (1 - config.agreed) * total + config.agreed * after
+        parts.update(distortion)
+        error = (image.detach().clamp(0, 1) - truth).abs()
+        parts["uncertainty"] = losses.laplace_loss(out.log_scale, error, (self._weights(batch) > 0).float())
+        total = total + config.uncertainty * parts["uncertainty"]
         if self.identity is not None and config.identity_weight:
             # Where a cover hides the person the descriptor cannot be met, only fooled: with a fine coloured pattern.
             bare = (batch["mask"] * batch["mask_known"]).mean((1, 2, 3)) < 0.02
@@ -127,7 +139,7 @@ class ProUiganTask(FaceSamples):
                 wanted = self.identity(self._softened(truth[rows]))
             parts["identity"] = losses.identity_loss(found, wanted, torch.ones_like(found[:, 0]))
             total = total + config.identity_weight * parts["identity"]
-        return total, {k: v.detach() for k, v in parts.items()}
+        return total
 
     @staticmethod
     def _agreed(out: ProUiganOutput, batch: dict[str, Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ from stages.networks.face_parser import PARSING_CLASSES
 from stages.networks.layers import ChannelNorm, ResidualBlock, conv, filled, smoothed
 
 INPUT_SIZE, OUTPUT_SIZE = 16, 128
+STEPS = 3
 PRIOR_CHANNELS = 32
 LANDMARK_GRID = 32  # landmark features and heatmaps are kept at 32x32 cells at most: soft-argmax reads points far finer
 TOKEN_GRID = 16  # both modalities meet at 16x16 tokens; a 4096-token map at 64 px would cost more than all else there
@@ -26,7 +27,7 @@ TOKEN_GRID = 16  # both modalities meet at 16x16 tokens; a 4096-token map at 64 
 
 @dataclass
 class ProUiganOutput:
-    """What the generator gives; lists hold one entry per step, coarse to fine.
+    """What the generator gives; lists hold one entry per step taken, coarse to fine.
 
     Attributes:
         images: (B, 3, s, s) RGB in about [0, 1] for s = 32, 64, 128; the last is the distortion-optimal face.
@@ -34,7 +35,8 @@ class ProUiganOutput:
         points: (B, 68, 2) pixels of the 128 frame; spread: (B, 68) standard deviation, pixels of the 128 frame.
         parsing_logits: (B, 19, g, g) for g = 16, 32, 32.
         mask_logits: (B, 1, s, s) for s = 16, 32, 64: is this covered?
-        log_scale: (B, 1, 128, 128) log of the expected absolute error of the last image (Laplace scale).
+        log_scale: (B, 1, 128, 128) log of the expected absolute error of the last image (Laplace scale); without
+            channels where the last step was not taken.
         face_logit: (B,) is there a face at all; log_noise: (B,) log standard deviation of the input's noise.
         detail: (B, 3, 128, 128) what `fidelity` 0 adds to the last image, 0 under a cover; None unless asked for.
     """
@@ -312,7 +314,7 @@ class ProUiganNet(nn.Module):
     ) -> None:
         super().__init__()
         steps = []
-        for k in range(3):
+        for k in range(STEPS):
             steps.append(
                 Step(
                     size=INPUT_SIZE * 2**k,
@@ -335,7 +337,12 @@ class ProUiganNet(nn.Module):
         self.detail = DetailBranch(widths[2], widths[1], detail_width, detail_blocks)
 
     def forward(
-        self, lq: Tensor, mask: Tensor | None = None, known: Tensor | None = None, detail: bool = False
+        self,
+        lq: Tensor,
+        mask: Tensor | None = None,
+        known: Tensor | None = None,
+        detail: bool = False,
+        steps: int = STEPS,
     ) -> ProUiganOutput:
         """Restore.
 
@@ -344,6 +351,7 @@ class ProUiganNet(nn.Module):
             mask: (B, 1, 16, 16) covered share of each pixel, used where `known`; None: blind.
             known: (B, 1, 1, 1), 1 where `mask` is given for that face; None: given for all if `mask` is there.
             detail: also compute the detail branch.
+            steps: how many to take, 1 to 3; all for `detail`.
         """
         image = lq * 2 - 1
         if mask is None:
@@ -355,7 +363,7 @@ class ProUiganNet(nn.Module):
         carried = carried_landmark = None
         outs: list[dict[str, Tensor]] = []
         images: list[Tensor] = []
-        for step in self.steps:
+        for step in self.steps[:steps]:
             out = step(image, mask, known, carried, carried_landmark)
             outs.append(out)
             # The skip loses what was found covered here and not before, so no occluder colour leaks into the next size.
@@ -369,9 +377,9 @@ class ProUiganNet(nn.Module):
             images.append(image * 0.5 + 0.5)
         last = outs[-1]["painted"][:, 3:]
         verdict = self.verdict_head(outs[0]["features"].mean((2, 3))).float()
-        fine, coarse = outs[2]["features"], outs[1]["features"]
         detail_there = None
         if detail:  # only where something was seen: under a cover sharp detail would be texture of no face
+            fine, coarse = outs[2]["features"], outs[1]["features"]
             detail_there = self.detail(fine, coarse, image.to(fine.dtype)).float() * 0.5 * (1 - covered)
         to_frame = [OUTPUT_SIZE / out["heatmap_logits"].shape[-1] for out in outs]  # pixels of the 128 frame per cell
         return ProUiganOutput(

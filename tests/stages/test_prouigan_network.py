@@ -52,6 +52,17 @@ def test_an_untrained_network_is_bicubic_where_nothing_is_covered() -> None:
     assert torch.allclose(out.images[-1], wanted, atol=1e-3)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_fewer_steps_give_the_smaller_pictures_alone(network: ProUiganNet, steps: int) -> None:
+    lq = torch.rand(1, 3, 16, 16)
+    with torch.inference_mode():
+        short, full = network(lq, steps=steps), network(lq)
+    assert len(short.images) == len(short.points) == len(short.mask_logits) == steps
+    assert short.log_scale.shape[1] == 0 and full.log_scale.shape[1] == 1
+    for found, wanted in zip(short.images, full.images, strict=False):
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
 def test_no_colour_leaks_through_the_skip_of_a_given_mask() -> None:
     lq, mask = torch.full((1, 3, 16, 16), 0.5), torch.zeros(1, 1, 16, 16)
     lq[..., 4:12, 4:12], mask[..., 4:12, 4:12] = 1.0, 1.0

@@ -79,6 +79,23 @@ def test_a_smile_goes_by_its_shape_once_its_teeth_are_painted_over() -> None:
     assert made is not None and made.paint is paint and made.where is not None and made.colour is None
 
 
+def test_an_answer_is_aligned_where_nothing_moves_or_paint_lies() -> None:
+    rng = np.random.default_rng(0)
+    face = rng.integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    paint = Paint(np.full((128, 128, 3), 128, np.uint8), softened(cover_of("mouth", MEAN, NO_GLASSES)))
+    y, x = np.mgrid[:128, :128].astype(np.float32)
+    aside = np.stack([x + 1.5, y], -1)
+    place = np.array([[0.5, 0, 31.75], [0, 0.5, 41.75]])
+    size = (192, 128)
+    assert LaidOn(paint).aligned(place, size).min() == 1
+    assert LaidOn(where=aside).aligned(place, size).max() == 0
+    found = LaidOn(paint, aside).aligned(place, size)
+    assert found.shape == (128, 192) and found[90, 60] == 1 and found[:20].max() == 0  # the mouth; above the nose
+    moved = LaidOn(where=aside).on_part(face, np.eye(2, 3), MEAN).astype(np.float32)[8:-8, 8:-8]
+    bilinear = (face[8:-8, 9:-7].astype(np.float32) + face[8:-8, 10:-6]) / 2
+    assert np.var(moved) > 1.3 * np.var(bilinear)  # what is moved keeps its grain
+
+
 def test_a_face_is_painted_alike_alone_and_among_others() -> None:
     torch.manual_seed(0)
     restorer = ProUiganNet(**TINY).eval()

@@ -114,6 +114,18 @@ def test_a_few_steps_lower_the_loss(config: Path, monkeypatch: pytest.MonkeyPatc
     assert counts["faces"] == 5 and 0 < counts["covered"] <= 3
 
 
+def test_the_larger_steps_join_in_when_told(config: Path) -> None:
+    config.write_text(config.read_text() + "progressive: [2, 4]\n")
+    task = train_prouigan.ProUiganTask(load_training(ProUiganTraining, config)[0])
+    batch = {k: torch.from_numpy(np.stack([task.sample(i)[k] for i in range(4)])) for k in task.sample(0)}
+    taught = {}
+    for step in (1, 2, 4):
+        task.network.zero_grad(set_to_none=True)
+        task.loss(batch, step)[0].backward()
+        taught[step] = [k for k, s in enumerate(task.network.steps) if any(p.grad is not None for p in s.parameters())]
+    assert taught == {1: [0], 2: [0, 1], 4: [0, 1, 2]}
+
+
 def test_old_faces_are_drawn_more_often(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config.parent / "faces.parquet"
     table = pq.read_table(path)
