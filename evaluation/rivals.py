@@ -35,6 +35,7 @@ from stages.resample import resample
 from stages.weights import load_network
 
 SIZE = 128  # px, side of every answer
+SHIPPED = "prouigan_128"
 Interpolation = Literal["bicubic", "nearest", "lanczos"]
 Untrained = Literal["GFPGAN", "RestoreFormer", "CodeFormer"]
 Framing = Literal["canonical", "ffhq"]
@@ -234,12 +235,14 @@ class FoundMask:
 
 
 class TwoSteps(Rival):
-    """Inpainting, then any rival, or the other way round."""
+    """Inpainting, then any rival, or the other way round. `found_by` names what `find` asks, where that matters."""
 
-    def __init__(self, upsample: Rival, fill: Fill, fill_name: str, first: bool, find: Find | None) -> None:
+    def __init__(
+        self, upsample: Rival, fill: Fill, fill_name: str, first: bool, find: Find | None, found_by: str = ""
+    ) -> None:
         self.upsample, self.fill, self.first, self.find = upsample, fill, first, find
         names = (fill_name, upsample.name) if first else (upsample.name, fill_name)
-        self.name = " then ".join(names)
+        self.name = " then ".join(names) + (f" (mask of {found_by})" if found_by else "")
 
     def restore(self, lq: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
         if mask is None:
@@ -284,7 +287,7 @@ class _InpaintFile(_Options):
 
 class _Steps(_Options):
     inpaint: Literal["telea", "ns"] | _Network | _InpaintFile = "telea"
-    mask: str | None = "prouigan_128"  # card that finds the occluder where no mask is given; null: it must be given
+    mask: str | None = SHIPPED  # card that finds the occluder where no mask is given; null: it must be given
 
 
 class _InpaintFirst(_Steps):
@@ -372,7 +375,10 @@ def create(spec: str | Mapping[str, Any], folder: Path | None = None, device: to
     else:
         fill, name = opencv_fill(options.inpaint), options.inpaint
     first = isinstance(options, _InpaintFirst)
-    return TwoSteps(upsample, fill, name, first, FoundMask(options.mask, device) if options.mask else None)
+    if options.mask is None:
+        return TwoSteps(upsample, fill, name, first, None)
+    found_by = "" if options.mask == SHIPPED else options.mask
+    return TwoSteps(upsample, fill, name, first, FoundMask(options.mask, device), found_by)
 
 
 # ---- cost

@@ -25,8 +25,10 @@ from landmarks.alignment import canonical_points
 from stages import foreign_upscalers
 from stages.foreign_upscalers import FFHQ_SIZE, into_ffhq, out_of_ffhq
 from stages.networks.face_parser import FaceParser
+from stages.networks.prouigan import ProUiganNet
 from stages.networks.super_resolution import Inpainter, PlainNet
 from stages.weights import WeightsError, save_weights
+from tests.tiny import TINY, card_of
 
 CARD: dict[str, Any] = {
     "input": {}, "data": {}, "recipe": {}, "metrics": [], "licence": "none", "limits": "random",
@@ -137,6 +139,14 @@ def test_two_steps_take_a_block_off_a_flat_picture(cards: Path, order: str, meth
 def test_two_steps_are_named_in_their_order() -> None:
     assert create({"inpaint_then_upsample": "bicubic", "mask": None}).name == "telea then bicubic"
     assert create({"upsample_then_inpaint": "bicubic", "inpaint": "ns", "mask": None}).name == "bicubic then ns"
+
+
+def test_two_steps_say_whose_mask_they_work_under(cards: Path) -> None:
+    torch.manual_seed(0)
+    save_weights("finder", ProUiganNet(**TINY), card_of("prouigan", TINY), torch.float32)
+    rival = create({"inpaint_then_upsample": "bicubic", "mask": "finder"})
+    assert isinstance(rival, TwoSteps) and rival.name == "telea then bicubic (mask of finder)"
+    assert isinstance(rival.find, rivals.FoundMask)
 
 
 @pytest.mark.parametrize(
