@@ -301,8 +301,8 @@ class CooganTask(Task):
         region = region_of(classes, to_map, asked) if asked else np.full((GLOBAL_SIZE,) * 2, 255, np.uint8)
         made = {"face": before[0], "goal": after[0]}
         if self.local:
-            still_there = np.round(aligned * 255).astype(np.uint8)[..., None]
-            made |= {"strip": before[1], "goal_strip": after[1], "aligned": still_there}
+            made |= {"strip": before[1], "goal_strip": after[1]}
+            made |= {"aligned": np.round(aligned * 255).astype(np.uint8)[..., None]}
         return {n: np.ascontiguousarray(v.transpose(2, 0, 1)) for n, v in made.items()} | {
             "region": region[None],
             "place": views[-1][2].astype(np.float32),

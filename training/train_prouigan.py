@@ -85,18 +85,30 @@ class ProUiganTask(FaceSamples):
         noise_error = F.smooth_l1_loss(out.log_noise, (batch["noise"] + 1e-3).log(), reduction="none")
         parts["noise"] = (noise_error * batch["noise_known"]).sum() / batch["noise_known"].sum().clamp_min(1)
         total = config.verdict * (parts["face"] + 0.5 * parts["noise"])
+        truth, weight = batch["gt"].float() / 255, self._weights(batch)
         for k, share in enumerate(STEP_WEIGHTS[STEPS - steps :]):
-            total = total + share * self._step_loss(out, k, batch, parts)
+            total = total + share * self._step_loss(out, k, batch, truth, weight, parts)
         if steps == STEPS:
-            total = total + self._last_loss(out, batch, parts)
+            total = total + self._last_loss(out, batch, truth, weight, parts)
         return total, {k: v.detach() for k, v in parts.items()}
 
-    def _step_loss(self, out: ProUiganOutput, k: int, batch: dict[str, Tensor], parts: dict[str, Tensor]) -> Tensor:
-        """Of step `k`: its priors, and its picture unless that is the last. Adds its terms to `parts`."""
+    def _step_loss(
+        self,
+        out: ProUiganOutput,
+        k: int,
+        batch: dict[str, Tensor],
+        truth: Tensor,
+        weight: Tensor,
+        parts: dict[str, Tensor],
+    ) -> Tensor:
+        """Of step `k`: its priors, and its picture unless that is the last. Adds its terms to `parts`.
+
+        truth: (B, 3, 128, 128) in [0, 1]. weight: (B, 1, 128, 128), of each of its pixels.
+        """
         config, side = self.config, out.images[k].shape[-1]
         total = out.images[k].new_zeros(())
         if side < FRAME:
-            gt, w = (F.avg_pool2d(x, FRAME // side) for x in (batch["gt"].float() / 255, self._weights(batch)))
+            gt, w = (F.avg_pool2d(x, FRAME // side) for x in (truth, weight))
             parts[f"pixel_{side}"] = losses.pixel_loss(out.images[k], gt, w)
             total = total + config.pixel * parts[f"pixel_{side}"]
         divergence, distance = losses.landmark_loss(
@@ -117,9 +129,16 @@ class ProUiganTask(FaceSamples):
         parts["landmark_px"] = distance * 128
         return total
 
-    def _last_loss(self, out: ProUiganOutput, batch: dict[str, Tensor], parts: dict[str, Tensor]) -> Tensor:
-        """Of the last picture and its uncertainty. Adds its terms to `parts`."""
-        config, image, truth = self.config, out.images[-1], batch["gt"].float() / 255
+    def _last_loss(
+        self,
+        out: ProUiganOutput,
+        batch: dict[str, Tensor],
+        truth: Tensor,
+        weight: Tensor,
+        parts: dict[str, Tensor],
+    ) -> Tensor:
+        """Of the last picture and its uncertainty. As `_step_loss`."""
+        config, image = self.config, out.images[-1]
         total, distortion = self.distortion(image, batch)
         if config.agreed:
             image = self._agreed(out, batch)
@@ -127,7 +146,7 @@ class ProUiganTask(FaceSamples):
             total = (1 - config.agreed) * total + config.agreed * after
         parts.update(distortion)
         error = (image.detach().clamp(0, 1) - truth).abs()
-        parts["uncertainty"] = losses.laplace_loss(out.log_scale, error, (self._weights(batch) > 0).float())
+        parts["uncertainty"] = losses.laplace_loss(out.log_scale, error, (weight > 0).float())
         total = total + config.uncertainty * parts["uncertainty"]
         if self.identity is not None and config.identity_weight:
             # Where a cover hides the person the descriptor cannot be met, only fooled: with a fine coloured pattern.
