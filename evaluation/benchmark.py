@@ -23,7 +23,7 @@ from evaluation.faces import decode
 from evaluation.operations import operations
 from evaluation.restore_command import journal_statuses, make_thumbnails, restore_command
 from evaluation.restoring import Device, build_stage, face_batch
-from stages.base import Precision
+from stages.precision import Precision
 
 BATCH = 32  # faces a call, for the network and for the convolution that gives the peak
 PEAK_CHANNELS, PEAK_SIZE = 256, 16  # the 3x3 convolution whose rate is taken for the machine's peak

@@ -10,8 +10,9 @@ from torch import Tensor
 from pipeline.config import ChainConfig, ConfigError
 from pipeline.images import MIN_SIDE_PX, ImageError, Limits, check_size, sha256, to_uint8
 from stages import STAGES
-from stages.base import Closing, Opening, Precision, Stage
+from stages.base import Closing, Opening, Stage
 from stages.batch import FaceBatch
+from stages.precision import Precision, fastest_precision
 from stages.resample import at_new_size
 from stages.weights import WeightsError
 
@@ -39,20 +40,11 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def has_fast_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is a native type of the device and not an emulation slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    capability = getattr(torch.backends.cpu, "get_cpu_capability", lambda: "")()
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe()) if probe else "AMX" in capability.upper()
-
-
 def pick_precision(name: Literal["auto", "fp32", "bf16"], device: torch.device) -> Precision:
-    """`auto` takes bf16 where the device computes it natively, else fp32. Raises `ConfigError` for another name."""
+    """`auto` takes what the device computes fastest. Raises `ConfigError` for another name."""
     if name not in ("auto", "fp32", "bf16"):
         raise ConfigError([f"precision {name!r}: expected auto, fp32 or bf16"])
-    return ("bf16" if has_fast_bf16(device) else "fp32") if name == "auto" else name
+    return fastest_precision(device) if name == "auto" else name
 
 
 def join(parts: list[FaceBatch]) -> FaceBatch:

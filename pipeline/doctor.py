@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from landmarks.backends import BACKENDS, why_unavailable
-from pipeline.chain import has_fast_bf16, pick_device, pick_precision
+from pipeline.chain import pick_device, pick_precision
 from pipeline.config import CONFIG_DIR, ConfigError, load_chain
 from pipeline.restorer import Restorer
 from pipeline.run_record import hardware, versions
@@ -90,8 +90,7 @@ def diagnose() -> int:
         print(f"  {name} {version}")
     for key, value in hardware(device).items():
         print(f"{key}: {value}")
-    fast = "native" if has_fast_bf16(device) else "not native"
-    print(f"device auto: {device.type}; bf16 is {fast}, so precision auto is {pick_precision('auto', device)}")
+    print(f"device auto: {device.type}; precision auto, the fastest here: {pick_precision('auto', device)}")
     print(f"file names: {sys.getfilesystemencoding()}; temporary folder: {tempfile.gettempdir()}")
     for name, use, reason in _optional():
         print(f"optional {name}: {'usable' if reason is None else f'not usable ({reason})'}; {use}")

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from stages.batch import FaceBatch
+from stages.precision import Precision
 
-Precision = Literal["fp32", "bf16"]
 Sides = tuple[float, float]  # smallest and largest side of pictures, px
 ANY_SIDES: Sides = (1, math.inf)
 

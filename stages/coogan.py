@@ -13,7 +13,7 @@ from torch import Tensor
 
 from landmarks.alignment import to_canonical
 from stages.attributes import FIRST_ROW, HAIR_COLOURS, REGIONS, SPARED, check_attributes, unlearned
-from stages.base import Precision, Stage, StageConfig
+from stages.base import Stage, StageConfig
 from stages.batch import HALF_INVENTED, FaceBatch
 from stages.consistency import averaging_matrix, consistency_db, visible_share
 from stages.face_frame import FaceFrame, find_frame, look
@@ -21,6 +21,7 @@ from stages.luma import luma
 from stages.networks.coogan import PATCH_ALIGN, CooganNet, GlobalEdit, sample_place
 from stages.networks.face_parser import PARSING_CLASSES, FaceParser
 from stages.networks.identity import IdentityNet
+from stages.precision import Precision
 from stages.tiling import Axis
 from stages.weights import load_network, read_card
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from landmarks.alignment import canonical_points, invert, similarity, to_canonical, warp
 from landmarks.backends import create, model_files, why_unavailable
 from landmarks.backends.mtcnn import suppress
-from stages.base import ANY_SIDES, Cut, Detection, Opening, Precision, Sides, StageConfig
+from stages.base import ANY_SIDES, Cut, Detection, Opening, Sides, StageConfig
+from stages.precision import Precision
 
 Backend = Literal["mtcnn", "dlib", "dlib_cnn", "face_alignment", "boxes"]
 # Lowest score taken where the chain names none, on each back end's own scale; see their classes.

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from stages.base import Precision, Sides, Stage, StageConfig
+from stages.base import Sides, Stage, StageConfig
 from stages.batch import HALF_INVENTED, FaceBatch
 from stages.consistency import agree, average_to, consistency_db, visible_share
 from stages.luma import luma
 from stages.networks.layers import smoothed
 from stages.networks.prouigan import INPUT_SIZE, OUTPUT_SIZE, ProUiganNet, ProUiganOutput
+from stages.precision import Precision
 from stages.resample import at_new_size
 from stages.weights import load_network
 

@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from pydantic import Field, ValidationInfo, field_validator
 from torch import Tensor
 
-from stages.base import Precision, Sides, Stage, StageConfig
+from stages.base import Sides, Stage, StageConfig
 from stages.batch import HALF_INVENTED, FaceBatch
 from stages.consistency import agree
 from stages.foreign_upscalers import REALESRGAN, ForeignUpscaler, foreign_files, load_foreign
 from stages.luma import luma
 from stages.networks.upscaler import ALIGN, SCALES, Upscaler
+from stages.precision import Precision
 from stages.resample import carried, resample
 from stages.tiling import tiled
 from stages.weights import load_network

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from stages.precision import Precision, fastest_precision
 from stages.weights import load_network
 from training import parallel
 from training.config import TrainingError
@@ -56,7 +57,7 @@ class LoopConfig(BaseModel):
     log_steps: int = Field(default=50, gt=0)
     workers: int = Field(default=1, ge=0)  # loader processes
     seed: int = 0
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"  # auto: what the device computes fastest
     device: Literal["auto", "cpu", "cuda"] = "auto"
     channels_last: bool = True
 
@@ -73,9 +74,16 @@ class LoopConfig(BaseModel):
         wanted = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
         return torch.device(wanted)
 
+    def resolved_precision(self) -> Precision:
+        return fastest_precision(self.resolved_device()) if self.precision == "auto" else self.precision
+
+    def autocast(self) -> torch.autocast:
+        """Context in which networks of the run compute."""
+        return torch.autocast(self.resolved_device().type, torch.bfloat16, enabled=self.resolved_precision() == "bf16")
+
     def teacher(self, name: str, kind: type[NetworkT]) -> NetworkT:
         """The frozen network of card `name`, on the device and in the precision of the run; raises as `network_of`."""
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if self.resolved_precision() == "bf16" else torch.float32
         return network_of(name, kind, self.resolved_device(), dtype)
 
 
@@ -243,13 +251,10 @@ class _Run:
             torch._foreach_lerp_([self.ema[k] for k in self.ema], [own[k].float() for k in self.ema], 1 - decay)
         return parts
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
     def _update_network(self, batch: dict[str, Tensor], share: float) -> dict[str, Tensor | float]:
         for group in self.optimiser.param_groups:
             group["lr"] = group["base_lr"] * share
-        with self._autocast():
+        with self.config.autocast():
             loss, parts = self.task.loss(batch, self.step)
         loss.backward()
         parallel.average_gradients(self.network.parameters())
@@ -264,7 +269,7 @@ class _Run:
             return {}
         for group in self.other_optimiser.param_groups:
             group["lr"] = (self.config.other_lr or self.config.lr) * share
-        with self._autocast():
+        with self.config.autocast():
             found = self.task.other_loss(batch, self.step)
         if found is None:
             return {}

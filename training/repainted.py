@@ -20,6 +20,7 @@ from stages.consistency import average_to
 from stages.networks.coogan import GLOBAL_SIZE
 from stages.networks.face_parser import PARSING_CLASSES
 from stages.networks.prouigan import INPUT_SIZE, ProUiganNet
+from stages.precision import fastest_precision
 from training.edit_faces import EditFaces
 from training.files import whole_file
 
@@ -102,10 +103,11 @@ def softened(cover: np.ndarray) -> np.ndarray:
 def behind(restorer: ProUiganNet, frames: Sequence[np.ndarray], covers: Sequence[np.ndarray]) -> np.ndarray:
     """(N, 128, 128, 3) uint8: canonical frames, uint8, as the restorer sees them as thumbnails with those covers."""
     made = [np.zeros((0, GLOBAL_SIZE, GLOBAL_SIZE, 3), np.uint8)]
+    in_bf16 = fastest_precision(torch.device("cpu")) == "bf16"
     for start in range(0, len(frames), _BATCH):
         image = torch.from_numpy(np.stack(frames[start : start + _BATCH])).permute(0, 3, 1, 2).float() / 255
         cover = torch.from_numpy(np.stack(covers[start : start + _BATCH]))[:, None].float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_bf16):
             out = restorer(average_to(image, INPUT_SIZE), (average_to(cover, INPUT_SIZE) > 0).float())
         made.append((out.images[-1].float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
     return np.concatenate(made)

@@ -242,7 +242,7 @@ class ProUiganTask(FaceSamples):
         device = next(network.parameters()).device
         kept: dict[str, list[Tensor]] = {k: [] for k in ("image", "points", "mask", "scale", "sharp", "face")}
         for part in lq.split(32):
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.config.loop.precision == "bf16"):
+            with self.config.loop.autocast():
                 out = network(
                     part.to(device).contiguous(memory_format=torch.channels_last), detail=self.config.phase == "detail"
                 )

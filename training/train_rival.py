@@ -81,7 +81,7 @@ class RivalTask(FaceSamples):
         for start in range(0, len(rows), 32):
             part = rows[start : start + 32]
             batch = {k: held[k][part].to(device) for k in ("lq", "mask_lq", "gt")}
-            with torch.autocast(device.type, torch.bfloat16, enabled=self.rival.loop.precision == "bf16"):
+            with self.rival.loop.autocast():
                 found = self._answer(network, batch).float().clamp(0, 1)
             plain = batch["lq"] if found.shape[-1] == batch["lq"].shape[-1] else enlarged(batch["lq"]).clamp(0, 1)
             truth = F.avg_pool2d(batch["gt"].float() / 255, cell)
