@@ -29,6 +29,7 @@ from training.prototypes import (
     moved,
     prototype_edit,
     recoloured,
+    relit,
 )  # fmt: skip
 from training.repainted import Paint
 
@@ -38,7 +39,7 @@ PROTOTYPE_FACES = 300  # a side: means change little beyond
 _SIDES = {"age": ((-0.8, -0.16), (0.76, 1.01))}
 _CLEAR = ((-1.01, -0.7), (0.7, 1.01))
 # How far past the mean difference an edit goes, so that it shows on faces that have less of it than most: by eye.
-EXAGGERATION = {"smiling": 1.1, "age": 1.5, "masculine": 1.5, "mouth_open": 0.9, "beard": 1.5}
+EXAGGERATION = {"smiling": 1.1, "age": 1.5, "masculine": 1.5, "mouth_open": 0.9, "beard": 1.3}
 
 
 def fit_prototypes(faces: EditFaces, names: Sequence[str], seed: int) -> dict[str, Prototype]:
@@ -104,14 +105,16 @@ class LaidOn:
 
     Attributes:
         paint: what is painted over the face, before all else; None where the edit has none, as of the others.
-        where, colour: as of `prototype_edit`, (128, 128, 2) px of the frame and (128, 128, 3).
-        glasses: eyeglasses to draw.
+        where, ratio: as of `prototype_edit`, (128, 128, 2) px of the frame and (128, 128, 3).
+        colour: to add, (128, 128, 3) in 0-255.
+        glasses: eyeglasses to draw, and how much of them, 0 to 1.
     """
 
     paint: Paint | None = None
     where: np.ndarray | None = None
+    ratio: np.ndarray | None = None
     colour: np.ndarray | None = None
-    glasses: Glasses | None = None
+    glasses: tuple[Glasses, float] | None = None
 
     def aligned(self, place: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """(height, width) float32 in [0, 1]: where the edit leaves all that it does not replace in its place.
@@ -128,7 +131,9 @@ class LaidOn:
         """The edited `part` (h, w, 3) uint8 of a face at full size; `place` (2, 3) maps its pixels to the frame, by a
         scale and a shift; `points` (68, 2), the face's landmarks, in the frame."""
         if self.glasses is not None:
-            return draw_glasses(part, (points - place[:, 2]) / place[0, 0], self.glasses)
+            kind, share = self.glasses
+            worn = draw_glasses(part, (points - place[:, 2]) / place[0, 0], kind)
+            return cv2.addWeighted(worn, share, part, 1 - share, 0)
         size, inverse = part.shape[1::-1], cv2.WARP_INVERSE_MAP | cv2.INTER_LINEAR
         out = part.astype(np.float32)
         if self.paint is not None:
@@ -141,6 +146,9 @@ class LaidOn:
             shift = cv2.warpAffine(shift, place, size, flags=inverse, borderMode=cv2.BORDER_REPLICATE)
             y, x = np.mgrid[: size[1], : size[0]].astype(np.float32)
             out = moved(out, shift + np.stack([x, y], -1), cv2.INTER_LANCZOS4)  # bilinear takes the grain away
+        if self.ratio is not None:
+            ratio = self.ratio.astype(np.float32)
+            out = relit(out, cv2.warpAffine(ratio, place, size, flags=inverse, borderMode=cv2.BORDER_REPLICATE))
         if self.colour is not None:
             colour = self.colour.astype(np.float32)
             out = out + cv2.warpAffine(colour, place, size, flags=inverse, borderMode=cv2.BORDER_REPLICATE)
@@ -161,19 +169,20 @@ def laid_on(
     if paint is not None and name != "smiling":
         return LaidOn(paint)
     if name == "eyeglasses":
-        return LaidOn(glasses=Glasses() if rng is None else any_glasses(rng)) if amount > 0 else None
+        share = min(1.0, amount / 2)  # from clearly none to clearly there
+        return LaidOn(glasses=(Glasses() if rng is None else any_glasses(rng), share)) if amount > 0 else None
     if name in HAIR_COLOURS:
         if amount <= 0 or hair.mean() < 0.04 or is_grey(face):
             return None
         return LaidOn(colour=recoloured(face, hair, name))
     if name not in prototypes or not np.isfinite(points).all():
         return None
-    where, colour = prototype_edit(prototypes[name], points, amount * EXAGGERATION[name])
+    where, ratio = prototype_edit(prototypes[name], points, amount * EXAGGERATION[name])
     if is_grey(face):
-        colour = np.repeat(colour.mean(2, keepdims=True), 3, 2)
+        ratio = np.repeat(ratio.mean(2, keepdims=True), 3, 2)
     if paint is not None:  # a mouth without teeth: its shape is all that still smiles
         return LaidOn(paint, where)
-    return LaidOn(where=where, colour=colour)
+    return LaidOn(where=where, ratio=ratio)
 
 
 def mirrored_points(points: np.ndarray) -> np.ndarray:

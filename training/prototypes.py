@@ -2,7 +2,8 @@
 
 Smiles, ages, genders and open mouths by prototypes: the mean shape and the shape-free mean colours of faces with and
 without an attribute; a face takes the difference (Rowland and Perrett, "Manipulating facial appearance through shape
-and color", IEEE Computer Graphics and Applications 15(5), 1995). Eyeglasses are drawn; hair takes another mean colour.
+and color", IEEE Computer Graphics and Applications 15(5), 1995), of colours as a ratio (Liu, Shan and Zhang,
+"Expressive expression mapping with ratio images", SIGGRAPH 2001). Eyeglasses are drawn; hair takes another mean colour.
 These edits are soft, but the face stays the same person, they need no pairs of pictures, and either side can be the
 truth: what was laid on is to be taken off again. Training only.
 """
@@ -16,6 +17,7 @@ import numpy as np
 FRAME = 128  # px, the canonical frame; all shapes here are in its pixels
 INNER = slice(32, 112)  # px of the frame, across and down: all face
 STEP = 2  # px of the frame between the points at which a warp is worked out
+BLACK = 24.0  # grey levels added to colours before a ratio is taken, or the darkest would have any
 STIFFNESS = 0.02  # of the splines: landmarks are out by a pixel or two, and a closed mouth folds
 _EDGE = np.array([(x, y) for x in (-24, 64, 152) for y in (-24, 64, 152) if (x, y) != (64, 64)], np.float64)
 _AXIS = np.arange(FRAME // STEP, dtype=np.float32) * STEP + (STEP - 1) / 2
@@ -36,12 +38,13 @@ class Prototype:
 
     Attributes:
         shapes: (2, 68, 2) float32, px of the frame.
-        colours: (2, 128, 128, 3) float32, what to add when the face goes to that side, in that side's shape.
+        ratios: (2, 128, 128, 3) float32, what colours (+ `BLACK`) are multiplied by when the face goes to that side, in
+            that side's shape; natural logarithms.
         span: label of the faces with it less that of those without.
     """
 
     shapes: np.ndarray
-    colours: np.ndarray
+    ratios: np.ndarray
     span: float
 
 
@@ -94,13 +97,13 @@ def fit_prototype(
         share = weight[side == bool(s)] / weight[side == bool(s)].sum()
         for i, w in zip(np.flatnonzero(side == bool(s)), share, strict=True):
             colours[s] += w * moved(faces[int(i)], spline_map(means[s], shapes[i]))
-    differences = np.empty_like(colours)
+    ratios = np.empty_like(colours)
     for s in (0, 1):
         other = moved(colours[1 - s].astype(np.float32), spline_map(means[s], means[1 - s]))
-        differences[s] = colours[s] - other
-    # The mean over the face is light and complexion of the sets, not the attribute.
-    differences -= differences[:, INNER, INNER].mean((1, 2), keepdims=True)
-    return Prototype(means.astype(np.float32), differences.astype(np.float32), span)
+        ratios[s] = np.log((colours[s] + BLACK) / (other + BLACK))
+    # What most of the face shares is light and complexion of the sets, not the attribute.
+    ratios -= np.median(ratios[:, INNER, INNER], (1, 2), keepdims=True)
+    return Prototype(means.astype(np.float32), ratios.astype(np.float32), span)
 
 
 def prototype_edit(prototype: Prototype, shape: np.ndarray, amount: float) -> tuple[np.ndarray, np.ndarray]:
@@ -110,14 +113,19 @@ def prototype_edit(prototype: Prototype, shape: np.ndarray, amount: float) -> tu
         shape: (68, 2) its landmarks in the frame. amount: wanted change of the label; below 0 away from the attribute.
 
     Returns:
-        `where` (128, 128, 2): the pixel of the face that each pixel of the edited face shows; `colour` (128, 128, 3)
-        float32 to add to it, in 0-255.
+        `where` (128, 128, 2): the pixel of the face that each pixel of the edited face shows; `ratio` (128, 128, 3)
+        float32, the logarithm of what its colour is multiplied by (`relit`).
     """
     side, share = int(amount > 0), amount / prototype.span
     new = shape + share * (prototype.shapes[1] - prototype.shapes[0])
     where = spline_map(new, shape)
-    colour = moved(prototype.colours[side], spline_map(new, prototype.shapes[side].astype(np.float64)))
-    return where, colour * abs(share)
+    ratio = moved(prototype.ratios[side], spline_map(new, prototype.shapes[side].astype(np.float64)))
+    return where, ratio * abs(share)
+
+
+def relit(picture: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """`picture` (h, w, 3) float32 in 0-255 under the `ratio` (h, w, 3) of a prototype."""
+    return (picture + BLACK) * np.exp(ratio) - BLACK
 
 
 def recoloured(picture: np.ndarray, hair: np.ndarray, colour: str) -> np.ndarray:

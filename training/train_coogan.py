@@ -200,9 +200,7 @@ class CooganTask(Task):
             if np.array_equal(kept["ids"], self.faces.ids) and np.array_equal(kept["of"], made_for):
                 self.faces.labels[:] = kept["labels"]
                 names = [k.removeprefix("span_") for k in kept if k.startswith("span_")]
-                return {
-                    n: Prototype(kept[f"shapes_{n}"], kept[f"colours_{n}"], float(kept[f"span_{n}"])) for n in names
-                }
+                return {n: Prototype(kept[f"shapes_{n}"], kept[f"ratios_{n}"], float(kept[f"span_{n}"])) for n in names}
         hair_labels(self.faces)
         if self.teacher is not None:
             answers = taught(self.faces, self.teacher)
@@ -212,7 +210,7 @@ class CooganTask(Task):
         prototypes = fit_prototypes(self.faces, self.names, self.config.loop.seed)
         arrays: dict[str, Any] = {"labels": self.faces.labels, "ids": self.faces.ids, "of": made_for}
         for name, p in prototypes.items():
-            arrays |= {f"shapes_{name}": p.shapes, f"colours_{name}": p.colours, f"span_{name}": np.asarray(p.span)}
+            arrays |= {f"shapes_{name}": p.shapes, f"ratios_{name}": p.ratios, f"span_{name}": np.asarray(p.span)}
         with whole_file(path) as file:
             np.savez(file, **arrays)
         return prototypes
@@ -355,7 +353,7 @@ class CooganTask(Task):
         if self.names[k] in HAIR_COLOURS:
             return 1.0 if source < CLEAR else -1.0
         up = rng.random() < 0.5 if abs(source) < CLEAR else source < 0
-        if self.names[k] != "eyeglasses" and rng.random() < 0.2:
+        if rng.random() < 0.2:
             return float(rng.uniform(-1, 1))
         return 1.0 if up else -1.0
 

@@ -70,13 +70,13 @@ def test_paint_lies_where_it_was_painted_at_any_size() -> None:
 def test_a_smile_goes_by_its_shape_once_its_teeth_are_painted_over() -> None:
     smiling = MEAN.copy()
     smiling[[48, 54], 1] -= 4
-    prototype = Prototype(np.stack([MEAN, smiling]), np.full((2, 128, 128, 3), 50, np.float32), 2.0)
+    prototype = Prototype(np.stack([MEAN, smiling]), np.full((2, 128, 128, 3), 0.5, np.float32), 2.0)
     paint = Paint(np.zeros((128, 128, 3), np.uint8), np.zeros((128, 128), np.float32))
     face, hair = np.full((128, 128, 3), 90, np.uint8), np.zeros((128, 128), np.float32)
     bare = laid_on("smiling", -2.0, face, MEAN, hair, {"smiling": prototype})
     made = laid_on("smiling", -2.0, face, MEAN, hair, {"smiling": prototype}, paint=paint)
-    assert bare is not None and bare.colour is not None
-    assert made is not None and made.paint is paint and made.where is not None and made.colour is None
+    assert bare is not None and bare.ratio is not None
+    assert made is not None and made.paint is paint and made.where is not None and made.ratio is None
 
 
 def test_an_answer_is_aligned_where_nothing_moves_or_paint_lies() -> None:

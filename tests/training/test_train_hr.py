@@ -24,7 +24,7 @@ from training import train_coogan, train_upscale
 from training.config import TrainingError, load_training
 from training.edit_faces import warped
 from training.edit_samples import laid_on, region_of
-from training.prototypes import Glasses, draw_glasses, fit_prototype, moved, prototype_edit, spline_map
+from training.prototypes import Glasses, draw_glasses, fit_prototype, moved, prototype_edit, relit, spline_map
 from training.train_coogan import CooganTask, CooganTraining
 from training.train_upscale import UpscaleTask, UpscaleTraining
 
@@ -280,8 +280,8 @@ def test_a_prototype_gives_back_the_difference_it_was_made_from() -> None:
         faces.append(base)
         shapes.append((with_it if i >= 6 else MEAN) + rng.normal(0, 0.1, MEAN.shape))
     made = fit_prototype(faces, np.stack(shapes), np.arange(12) >= 6, np.ones(12), 2.0)
-    where, colour = prototype_edit(made, MEAN, 2.0)
-    edited = moved(faces[0].astype(np.float32), where) + colour
+    where, ratio = prototype_edit(made, MEAN, 2.0)
+    edited = relit(moved(faces[0].astype(np.float32), where), ratio)
     assert edited[66:74, 26:34].mean() - edited[100:110, 60:70].mean() > 45
     assert 2.5 < 96 - where[96 + 2, 64, 1] + 2 < 5.5
     half, _ = prototype_edit(made, MEAN, 1.0)
